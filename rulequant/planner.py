@@ -1,0 +1,81 @@
+"""Making the plan: the predicate evaluated for every module of a model."""
+
+from __future__ import annotations
+
+from rulequant.checks import check_plan, in_layers, quantized_share
+from rulequant.inventory import Inventory, ModuleInfo
+from rulequant.plan import Decision, Plan
+from rulequant.predicate import Objection, objections
+from rulequant.ruleset import RuleSet
+from rulequant.selection import Selection, select
+
+__all__ = ["decide", "make_plan", "tied_modules"]
+
+
+def make_plan(rules: RuleSet, inventory: Inventory) -> Plan:
+    """Decide about every module that owns a parameter or a persistent buffer.
+
+    Problems of the rules with this model are in `diagnostics`; nothing is raised for them.
+    """
+    selection = select(rules, inventory)
+    tied = tied_modules(inventory)
+    decisions = tuple(decide(info, rules, selection, tied) for info in inventory.owners)
+    return Plan(
+        model=inventory.model,
+        rules=rules.file,
+        rules_sha256=rules.sha256,
+        decisions=decisions,
+        schemes=dict(rules.schemes),
+        diagnostics=tuple(check_plan(rules, inventory, selection, decisions)),
+        model_type=inventory.model_type,
+        architecture=inventory.architecture,
+        layer_coverage=quantized_share([each for each in decisions if in_layers(inventory.by_name[each.name])]),
+    )
+
+
+def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, tied: frozenset[str]) -> Decision:
+    """The decision about one module: the first objection, or else the scheme of the first rule that selects it."""
+    rule = next(iter(selection.rules_of(info)), None)
+    name = rule.selector.scheme if rule else rules.scheme
+    scheme = rules.schemes.get(name) if name else None
+    objection = next(objections(info, rules, selection, scheme, tied), None)
+    if objection or scheme is None:
+        return _keep(info, objection)
+    return Decision(
+        name=info.name,
+        type=info.type,
+        parameters=info.parameters,
+        bytes_before=info.nbytes,
+        bytes_after=scheme.bytes_after(info),
+        scheme=name,
+        detail=rule.selector.reason if rule else None,
+        rule=rule.location if rule else rules.origin("scheme"),
+    )
+
+
+def _keep(info: ModuleInfo, objection: Objection | None) -> Decision:
+    return Decision(
+        name=info.name,
+        type=info.type,
+        parameters=info.parameters,
+        bytes_before=info.nbytes,
+        bytes_after=info.nbytes,
+        reason=objection.reason if objection else "unsupported",
+        detail=objection.detail if objection else None,
+        rule=objection.location if objection else None,
+    )
+
+
+def tied_modules(inventory: Inventory) -> frozenset[str]:
+    """The modules whose `weight` is the same parameter as another module's."""
+    owner = {
+        f"{info.name}.{tensor.name}" if info.name else tensor.name: info.name
+        for info in inventory.modules
+        for tensor in info.tensors
+    }
+    tied: set[str] = set()
+    for info in inventory.modules:
+        for tensor in info.tensors:
+            if tensor.tied_to and tensor.name == "weight":
+                tied |= {info.name, owner[tensor.tied_to]}
+    return frozenset(tied)

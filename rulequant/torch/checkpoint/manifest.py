@@ -1,0 +1,230 @@
+"""`rulequant-manifest.json`: what a finished output consists of, and of what it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rulequant.errors import CheckpointError
+from rulequant.torch.checkpoint.files import (
+    damaged,
+    hash_file,
+    open_regular,
+    printable,
+    read_exactly,
+    strict_json,
+)
+from rulequant.torch.checkpoint.partfile import PART_SUFFIX, write_file
+
+__all__ = ["MANIFEST_NAME", "FileRecord", "Manifest", "check_manifest", "load_manifest", "write_manifest"]
+
+MANIFEST_NAME = "rulequant-manifest.json"
+
+_FORMAT_VERSION = 1
+_MAX_BYTES = 100_000_000
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_TRUSTED = "make the output again with `rulequant apply`, or get it again from its source"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and sha256 (hex) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of an output by their path in it, and the hashes of what they were made from."""
+
+    files: Mapping[str, FileRecord]
+    source: Mapping[str, Mapping[str, int]]
+    rules_sha256: str
+    plan_sha256: str
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON-ready data, keys in the order of the file."""
+        return {
+            "format_version": _FORMAT_VERSION,
+            "files": {name: asdict(self.files[name]) for name in sorted(self.files)},
+            "source": {name: dict(self.source[name]) for name in sorted(self.source)},
+            "rules_sha256": self.rules_sha256,
+            "plan_sha256": self.plan_sha256,
+            "versions": {name: self.versions[name] for name in sorted(self.versions)},
+        }
+
+    def to_bytes(self) -> bytes:
+        """The text of the file: the data, and last the sha256 of their compact JSON form."""
+        data = self.to_dict()
+        compact = json.dumps(data, separators=(",", ":"))
+        data["manifest_sha256"] = hashlib.sha256(compact.encode("ascii")).hexdigest()
+        return (json.dumps(data, indent=2) + "\n").encode("ascii")
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    source: Mapping[str, Mapping[str, int]],
+    rules_sha256: str,
+    plan_sha256: str,
+    versions: Mapping[str, str],
+    known_sha256: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Hash every file of a finished folder and write the manifest into it, last.
+
+    `source` is `CheckpointReader.fingerprint()`; `versions` is added to rulequant's own; files in
+    `known_sha256` (path in the folder to hex) are not read again.
+
+    Raises:
+        CheckpointError: a file cannot be read or is not a regular one, or the manifest cannot be written.
+        RuntimeError: a file is still being written (the caller's mistake).
+    """
+    known = known_sha256 or {}
+    files: dict[str, FileRecord] = {}
+    for name in _walk(folder):
+        if name.endswith(PART_SUFFIX):
+            raise RuntimeError(f"{name} was not finished")
+        files[name] = _record(folder, name, known.get(name))
+    manifest = Manifest(files, source, rules_sha256, plan_sha256, {"rulequant": _own_version(), **versions})
+    write_file(folder / MANIFEST_NAME, manifest.to_bytes())
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an output.
+
+    Raises:
+        CheckpointError: there is none, it is of a newer version, or a byte of it was changed.
+    """
+    path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        raise CheckpointError(
+            f"{printable(folder)}: no {MANIFEST_NAME}, so this is not a finished output of rulequant apply",
+            remedy="give the folder that `rulequant apply -o` wrote",
+        )
+    text = _read(path)
+    manifest = _parse(text, printable(path))
+    # The text is a function of the data: any other text, a changed space even, was not written by rulequant.
+    if manifest.to_bytes() != text:
+        raise damaged(
+            printable(path), "it was changed after rulequant wrote it (its own sha256 does not match)"
+        )
+    return manifest
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Compare every file with the manifest, and return each problem as one line that names the file.
+
+    A file that the manifest lacks is a problem too, except hidden ones (`.gitattributes`, `.cache/`), which
+    publishing and downloading add.
+
+    Raises:
+        CheckpointError: there is no manifest at all.
+    """
+    try:
+        manifest = load_manifest(folder)
+    except CheckpointError as error:
+        if not os.path.lexists(folder / MANIFEST_NAME):
+            raise
+        return [error.message]
+    problems = [each for name, record in manifest.files.items() for each in _compare(folder, name, record)]
+    unlisted = [name for name in _walk(folder) if name not in manifest.files and not _is_hidden(name)]
+    problems.extend(f"{printable(name)}: not in the manifest, so it was added later" for name in unlisted)
+    return problems
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for current, folders, names in os.walk(folder):
+        folders.sort()
+        for path in (Path(current, name) for name in sorted(names)):
+            name = path.relative_to(folder).as_posix()
+            if name != MANIFEST_NAME:
+                yield name
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _record(folder: Path, name: str, known_sha256: str | None) -> FileRecord:
+    path = folder / name
+    sha256 = known_sha256 or hash_file(path, root=folder)
+    return FileRecord(path.stat().st_size, sha256)
+
+
+def _compare(folder: Path, name: str, record: FileRecord) -> Iterator[str]:
+    shown = printable(name)
+    if not os.path.lexists(folder / name):
+        yield f"{shown}: missing"
+        return
+    try:
+        found = _record(folder, name, None)
+    except CheckpointError as error:
+        yield error.message
+        return
+    if found.size != record.size:
+        yield f"{shown}: has {found.size:,} bytes, the manifest says {record.size:,}"
+    elif found.sha256 != record.sha256:
+        yield f"{shown}: sha256 is {found.sha256}, the manifest says {record.sha256}: its bytes were changed"
+
+
+def _read(path: Path) -> bytes:
+    fd = open_regular(path, root=path.parent)
+    try:
+        size = os.fstat(fd).st_size
+        if size > _MAX_BYTES:
+            raise damaged(printable(path), f"{size:,} bytes, at most {_MAX_BYTES:,} are allowed")
+        return bytes(read_exactly(fd, 0, size, path))
+    finally:
+        os.close(fd)
+
+
+def _parse(text: bytes, where: str) -> Manifest:
+    raw = strict_json(text, where)
+    if not isinstance(raw, dict):
+        raise damaged(where, "not a JSON object")
+    version = raw.get("format_version")
+    if type(version) is int and version > _FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where}: format_version {version}, this rulequant reads {_FORMAT_VERSION}",
+            remedy="update rulequant",
+        )
+    try:
+        return Manifest(
+            files={_relative(name): _file_record(each) for name, each in raw["files"].items()},
+            source={str(name): dict(each) for name, each in raw["source"].items()},
+            rules_sha256=str(raw["rules_sha256"]),
+            plan_sha256=str(raw["plan_sha256"]),
+            versions={str(name): str(each) for name, each in raw["versions"].items()},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(where, f"not a manifest of rulequant: {printable(repr(error))}") from error
+
+
+def _file_record(value: dict[str, Any]) -> FileRecord:
+    size, sha256 = value["size"], value["sha256"]
+    if type(size) is not int or not _SHA256.fullmatch(sha256):
+        raise ValueError("a file needs its size and sha256")
+    return FileRecord(size, sha256)
+
+
+def _relative(name: str) -> str:
+    if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"not a path inside the folder: {name!r}")
+    return name
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("rulequant")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,226 @@
+"""A checkpoint folder opened for reading: one list of tensors over all its shards, read by position."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from rulequant.errors import CheckpointError
+from rulequant.torch.checkpoint.files import (
+    hash_fd,
+    open_regular,
+    printable,
+    read_exactly,
+    read_into,
+)
+from rulequant.torch.checkpoint.header import MAX_HEADER_BYTES, Header, TensorEntry, read_header
+from rulequant.torch.checkpoint.layout import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    check_index,
+    find_layout,
+    merge_headers,
+    natural_key,
+)
+
+__all__ = ["INDEX_NAME", "SINGLE_NAME", "CheckpointReader", "natural_key"]
+
+_MAX_OPEN_SHARDS = 16
+
+
+class _Stamp(NamedTuple):
+    """What tells one state of a file from another. (Not the inode: some network file systems change it.)"""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    fd: int
+    users: int = 0
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint folder, read by position and never mapped; threads may share one reader.
+
+    `tensors` is in natural order of the names; `metadata` has the free text of each shard's header.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """An empty reader; use `CheckpointReader.open`."""
+        self.folder = folder
+        self.tensors: Mapping[str, TensorEntry] = {}
+        self.metadata: Mapping[str, Mapping[str, str]] = {}
+        self._stamps: dict[str, _Stamp] = {}
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, folder: Path) -> CheckpointReader:
+        """Open a folder with `model.safetensors`, or with an index and its shards, and check them all.
+
+        Every header is read, and compared with the index; no weight is.
+
+        Raises:
+            CheckpointError: naming the file, the tensor and what to do.
+        """
+        reader = cls(folder)
+        try:
+            reader._load()
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def __enter__(self) -> CheckpointReader:
+        """The reader itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all files."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; a read that still runs in another thread closes its own when it ends."""
+        with self._lock:
+            self._closed = True
+            for shard in [name for name, each in self._open.items() if each.users == 0]:
+                os.close(self._open.pop(shard).fd)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The names of the files that hold tensors."""
+        return tuple(self.metadata)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(entry.nbytes for entry in self.tensors.values())
+
+    def entry(self, name: str) -> TensorEntry:
+        """Where a tensor lies; CheckpointError for a name that the checkpoint lacks."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{printable(self.folder)}: no tensor `{printable(name)}`") from None
+
+    def read(self, name: str) -> bytearray:
+        """All bytes of a tensor."""
+        return self.read_slice(name, 0, self.entry(name).nbytes)
+
+    def read_slice(self, name: str, start_byte: int, length: int) -> bytearray:
+        """`length` bytes of a tensor from its byte `start_byte` on."""
+        data = bytearray(length)
+        self.read_into(name, start_byte, data)
+        return data
+
+    def read_into(self, name: str, start_byte: int, buffer: bytearray | memoryview) -> None:
+        """Fill a buffer with the bytes of a tensor from its byte `start_byte` on.
+
+        Raises:
+            CheckpointError: the file changed since it was opened, or cannot be read.
+            ValueError: the slice leaves the tensor.
+        """
+        entry = self.entry(name)
+        length = memoryview(buffer).nbytes
+        if start_byte < 0 or start_byte + length > entry.nbytes:
+            raise ValueError(f"bytes {start_byte} to {start_byte + length} of a tensor of {entry.nbytes}")
+        with self._descriptor(entry.shard) as fd:
+            read_into(fd, entry.start + start_byte, buffer, self.folder / entry.shard)
+
+    def sha256(self, file: str) -> str:
+        """The sha256, in hex, of the index or of a shard."""
+        if file not in self._stamps:
+            raise ValueError(f"{file!r} is neither the index nor a shard")
+        with self._descriptor(file) as fd:
+            return hash_fd(fd, self.folder / file)
+
+    def fingerprint(self) -> dict[str, dict[str, int]]:
+        """Size in bytes and time of change of the index and of each shard, as they were when opened."""
+        return {
+            file: {"size": stamp.size, "mtime_ns": stamp.mtime_ns}
+            for file, stamp in sorted(self._stamps.items())
+        }
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if the index or a shard is no longer the file that was opened."""
+        for file in self._stamps:
+            os.close(self._open_checked(file))
+
+    def _load(self) -> None:
+        layout = find_layout(self.folder, self._read_index)
+        headers = {shard: self._read_header(shard) for shard in layout.shards}
+        entries = merge_headers(headers, self.folder)
+        if layout.index is not None:
+            check_index(layout.index, entries, self.folder)
+        self.tensors = {name: entries[name] for name in sorted(entries, key=natural_key)}
+        self.metadata = {shard: header.metadata for shard, header in headers.items()}
+
+    def _read_header(self, shard: str) -> Header:
+        with self._descriptor(shard) as fd:
+            return read_header(fd, self.folder / shard)
+
+    def _read_index(self) -> bytearray:
+        path = self.folder / INDEX_NAME
+        with self._descriptor(INDEX_NAME) as fd:
+            size = os.fstat(fd).st_size
+            if size > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{printable(path)}: an index of {size:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed"
+                )
+            return read_exactly(fd, 0, size, path)
+
+    @contextmanager
+    def _descriptor(self, file: str) -> Iterator[int]:
+        shard = self._acquire(file)
+        try:
+            yield shard.fd
+        finally:
+            self._release(file, shard)
+
+    def _acquire(self, file: str) -> _OpenShard:
+        with self._lock:
+            if self._closed:
+                raise ValueError("the reader is closed")
+            shard = self._open.get(file)
+            if shard is None:
+                shard = self._open[file] = _OpenShard(self._open_checked(file))
+            self._open.move_to_end(file)
+            shard.users += 1
+            self._close_oldest()
+            return shard
+
+    def _release(self, file: str, shard: _OpenShard) -> None:
+        with self._lock:
+            shard.users -= 1
+            if self._closed and shard.users == 0:
+                os.close(self._open.pop(file).fd)
+
+    def _open_checked(self, file: str) -> int:
+        path = self.folder / file
+        fd = open_regular(path, root=self.folder)
+        state = os.fstat(fd)
+        stamp = _Stamp(state.st_size, state.st_mtime_ns)
+        if self._stamps.setdefault(file, stamp) == stamp:
+            return fd
+        os.close(fd)
+        raise CheckpointError(
+            f"{printable(path)}: the file changed while the checkpoint was read",
+            remedy="leave the folder alone while rulequant reads it, and run again",
+        )
+
+    def _close_oldest(self) -> None:
+        idle = [name for name, each in self._open.items() if each.users == 0]
+        for name in idle[: max(0, len(self._open) - _MAX_OPEN_SHARDS)]:
+            os.close(self._open.pop(name).fd)

@@ -1,0 +1,1 @@
+"""The bundled rule files, one per model family."""
