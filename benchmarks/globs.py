@@ -62,9 +62,7 @@ def module_names() -> list[str]:
 
 
 def _feed_forward(mlp: str, *, dense: bool) -> list[str]:
-    experts = (
-        [mlp] if dense else [*(f"{mlp}.experts.{each}" for each in range(EXPERTS)), f"{mlp}.shared_experts"]
-    )
+    experts = [mlp] if dense else [*(f"{mlp}.experts.{each}" for each in range(EXPERTS)), f"{mlp}.shared_experts"]
     gate = [] if dense else [f"{mlp}.gate"]
     return gate + [f"{each}.{name}_proj" for each in experts for name in ("gate", "up", "down")]
 

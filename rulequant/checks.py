@@ -32,7 +32,7 @@ def check_plan(
     yield from _floors(rules, inventory, decisions)
     yield from _without_effect(rules, inventory, selection)
     yield from _unmatched_exceptions(selection)
-    yield from _heavy_types(rules, inventory, decisions)
+    yield from _heavy_types(rules, inventory, selection, decisions)
 
 
 def _family(rules: RuleSet, inventory: Inventory) -> Iterator[Diagnostic]:
@@ -133,7 +133,10 @@ def _without_effect(rules: RuleSet, inventory: Inventory, selection: Selection) 
         if not use.selected or id(entry) in effective or id(entry) in reported or entry.selector.optional:
             continue
         reported.add(id(entry))
-        yield _warning(entry, inert=id(entry) not in quantizable, rules=rules)
+        inert = id(entry) not in quantizable
+        if inert and isinstance(entry, OriginSkip) and entry.selector.reason:
+            continue  # the remedy for a heavy type that stays: a skip that says why
+        yield _warning(entry, inert=inert, rules=rules)
 
 
 def _warning(entry: OriginSkip | OriginRule, *, inert: bool, rules: RuleSet) -> Diagnostic:
@@ -168,13 +171,20 @@ def _unmatched_exceptions(selection: Selection) -> Iterator[Diagnostic]:
             )
 
 
-def _heavy_types(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision]) -> Iterator[Diagnostic]:
+def _heavy_types(
+    rules: RuleSet, inventory: Inventory, selection: Selection, decisions: Sequence[Decision]
+) -> Iterator[Diagnostic]:
     """Classes with much weight that quantizable_types passes over; embeddings are left out on purpose."""
     total = sum(each.parameters for each in decisions)
     masses: dict[str, int] = {}
     for each in decisions:
-        if each.reason == "type" and inventory.by_name[each.name].kind != "embedding":
-            masses[each.type] = masses.get(each.type, 0) + each.parameters
+        info = inventory.by_name[each.name]
+        if each.reason == "type" and info.kind != "embedding" and not selection.skips_of(info):
+            masses[each.type] = masses.get(each.type, 0) + sum(
+                tensor.numel
+                for tensor in info.tensors
+                if len(tensor.shape) > 1 and not tensor.buffer and not tensor.tied_to
+            )
     for name, mass in sorted(masses.items(), key=lambda item: -item[1]):
         if total and mass / total >= HEAVY:
             yield Diagnostic(

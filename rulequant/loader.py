@@ -59,13 +59,17 @@ class Loader:
 
     def resolve(self, loaded: LoadedFile) -> RuleSet | None:
         """Merge a file with all that it extends; None where any of them has errors."""
-        ordered = self._ordered(loaded, chain=())
+        ordered = self.chain(loaded)
         if ordered is None:
             return None
         merged = _merge(ordered)
         problems = list(_undefined_schemes(merged))
         self.diagnostics += problems
         return None if problems else merged
+
+    def chain(self, loaded: LoadedFile) -> list[LoadedFile] | None:
+        """The file and all that it extends, parents first; None where any of them has errors."""
+        return self._ordered(loaded, chain=())
 
     def _check(self, document: Document | None, problems: list[Diagnostic], path: Path | None) -> LoadedFile | None:
         self.diagnostics += problems

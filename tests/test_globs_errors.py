@@ -163,6 +163,12 @@ MALFORMED = {
         "the braces expand to more than 1000 patterns or 10000 segments",
         "write `*` for the numbers and name them with `layers`, or use several patterns",
     ),
+    "too-many-empty-words": (
+        "l{a,}" + "{b,}" * 11,
+        1,
+        "the braces expand to more than 1000 patterns or 10000 segments",
+        "write `*` for the numbers and name them with `layers`, or use several patterns",
+    ),
     "too-many-segments": (
         "{0..999}" + ".a" * 10,
         0,

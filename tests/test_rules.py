@@ -185,16 +185,16 @@ class Built:
     outputs: frozenset[str]
     """All names of the output embeddings."""
     base: str | None
-    """The name of the base model inside; None for a model without a head."""
+    """The name of the base model inside; None where the model is its own."""
 
 
 @cache
-def _build(architecture: str, sibling: str | None = None) -> Built:
-    """An architecture on meta, by its config's defaults or with a sibling's values."""
-    model_class = getattr(transformers, architecture)
-    values = SIBLINGS[sibling].config if sibling else {}
+def _build(label: str) -> Built:
+    """A sibling, or an architecture by the defaults of its config, on meta."""
+    sibling = SIBLINGS.get(label)
+    model_class = getattr(transformers, sibling.architecture if sibling else label)
     with torch.device("meta"):
-        model = model_class(model_class.config_class(**values))
+        model = model_class(model_class.config_class(**(sibling.config if sibling else {})))
     output = model.get_output_embeddings()
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is output]
     return Built(
@@ -204,8 +204,9 @@ def _build(architecture: str, sibling: str | None = None) -> Built:
     )
 
 
-def _plan(rules: str, built: Built) -> Plan:
-    return make_plan(load_rules(rules), built.inventory)
+@cache
+def _plan(rules: str, label: str) -> Plan:
+    return make_plan(load_rules(rules), _build(label).inventory)
 
 
 def _text(name: str) -> str:
@@ -270,9 +271,8 @@ def test_skips_have_reasons(name: str) -> None:
 def test_skips_select_something(name: str) -> None:
     """No bundled pattern is dead: in some architecture or size of the family it selects a module."""
     rules = load_rules(name)
-    models = [(each, None) for each in ARCHITECTURES[name]]
-    models += [(each.architecture, label) for label, each in SIBLINGS.items() if each.rules == name]
-    uses = [use for model in models for use in select(rules, _build(*model).inventory).uses]
+    siblings = (label for label, each in SIBLINGS.items() if each.rules == name)
+    uses = [use for label in (*ARCHITECTURES[name], *siblings) for use in select(rules, _build(label).inventory).uses]
     alive = {use.glob.text for use in uses if use.weighty}
     assert {use.glob.text for use in uses} <= alive
 
@@ -287,7 +287,7 @@ def test_table_covers_models(name: str) -> None:
 @pytest.mark.parametrize(("rules", "architecture"), ROWS)
 def test_plans_architecture(rules: str, architecture: str) -> None:
     """A family's file plans each of its architectures without a finding, its floor included."""
-    plan = _plan(rules, _build(architecture))
+    plan = _plan(rules, architecture)
     assert [each.concise() for each in plan.diagnostics] == []
     assert plan.summary["quantized"] > 0
 
@@ -296,7 +296,7 @@ def test_plans_architecture(rules: str, architecture: str) -> None:
 def test_heads_stay(rules: str, architecture: str) -> None:
     """Output embeddings stay, and so does all else outside the base model."""
     built = _build(architecture)
-    quantized = {each.name for each in _plan(rules, built).quantized}
+    quantized = {each.name for each in _plan(rules, architecture).quantized}
     assert quantized.isdisjoint(built.outputs)
     if built.base:
         assert {name for name in quantized if not name.startswith(f"{built.base}.")} == set()
@@ -306,6 +306,6 @@ def test_heads_stay(rules: str, architecture: str) -> None:
 def test_plans_published_sizes(label: str) -> None:
     """The floors hold for the family's odd sizes too, and exactly the expected layers are quantized."""
     sibling = SIBLINGS[label]
-    plan = _plan(sibling.rules, _build(sibling.architecture, label))
+    plan = _plan(sibling.rules, label)
     assert [each.concise() for each in plan.diagnostics] == []
     assert plan.summary["quantized"] == sibling.quantized

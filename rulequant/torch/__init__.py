@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from rulequant.ruleset import RuleSet
 from rulequant.torch.inspect import inspect_model
 from rulequant.torch.swap import swap_layers
 
-__all__ = ["apply", "plan"]
+__all__ = ["apply", "apply_checkpoint", "plan"]
 
 Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -47,3 +48,28 @@ def apply(model: nn.Module, rules: Rules) -> Plan:
         raise DiagnosticsError(each for each in made.diagnostics if each.severity is Severity.ERROR)
     swap_layers(model, made)
     return made
+
+
+def apply_checkpoint(
+    source: str | os.PathLike[str],
+    rules: Rules | Plan,
+    output: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Quantize a checkpoint folder into a new one, tensor by tensor, and return the plan that was carried out.
+
+    The output loads with plain transformers. It appears complete or not at all; the source is only read.
+
+    Raises:
+        DiagnosticsError: the rule file has errors, does not fit the model, or no checkpoint can express the plan.
+        ModelError: the source is no checkpoint folder that transformers can build.
+        CheckpointError: the source cannot be trusted, or the output cannot be written.
+        NotFiniteError: a weight holds a value that cannot be encoded.
+    """
+    from rulequant.torch.checkpoint.apply import apply_to_folder
+    from rulequant.torch.skeleton import build_skeleton
+
+    ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
+    skeleton = build_skeleton(os.fspath(source), trust_remote_code=trust_remote_code)
+    return apply_to_folder(skeleton, ready, Path(output)).plan
