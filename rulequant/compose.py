@@ -147,7 +147,7 @@ class Composer:
             raise ValueError(text)
         self.seen = end
         self._count(start)
-        if self.flow and start > 0 and self._source.text[start - 1] == "?":
+        if self.flow and 0 < start < end and self._source.text[start - 1] == "?":
             raise self._trap(start - 1)  # in a flow list `?.mlp` is a key: no space is needed there
         if event.tag is not None or event.anchor is not None:
             self._check_properties(event, start, is_bare=text == "" and not style)
@@ -275,6 +275,8 @@ class Composer:
     def _check_properties(self, event: Any, start: int, *, is_bare: bool) -> None:
         """Refuse a tag and an anchor; with nothing after it (`- !x`), it was meant as text."""
         text = self._source.text
+        # The pure Python loader takes the comma of `[!x, y]` for a part of the tag.
+        is_bare = is_bare or (self.flow > 0 and "," in (event.tag or ""))
         if is_bare and not text.startswith(("!!", "!<"), start):
             raise self._trap(start)
         if event.tag is not None:

@@ -32,7 +32,6 @@ from rulequant.compose import (
 )
 from rulequant.diagnostics import Diagnostic, Location
 from rulequant.sourcetext import SourceText
-from rulequant.syntax import SYNTAX, escape_error, syntax_error
 from rulequant.traps import UNQUOTED_PATTERN, Trap, find_trap
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "NOT_TEXT",
     "NUMBER_TOO_LONG",
     "SEVERAL_DOCUMENTS",
-    "SYNTAX",
     "TAG",
     "TOO_DEEP",
     "TOO_LARGE",
@@ -73,7 +71,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_REREAD = MAX_BYTES // 2
 # What YAML does not allow in a file, and three line breaks of YAML 1.1 (U+0085, U+2028, U+2029) that editors
 # and YAML 1.2 take for plain characters: a comment would end there for this reader and not for a reviewer.
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_FORBIDDEN = "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+_ASCII_BREAKS = str.maketrans("", "", "\t\n\r")
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -206,7 +205,9 @@ def _decode(text: str | bytes, file: str) -> str | Diagnostic:
     except UnicodeDecodeError as error:
         return _not_utf8(error, file)
     text = text.removeprefix("\ufeff")
-    found = _FORBIDDEN.search(text)
+    if text.isascii() and (not text or text.translate(_ASCII_BREAKS).isprintable()):
+        return text  # start-up: the expression takes milliseconds to compile
+    found = re.search(_FORBIDDEN, text)
     return text if found is None else _forbidden(SourceText.of(file, text), found.start())
 
 
@@ -269,9 +270,13 @@ def _feed(composer: Composer, text: str, source: SourceText) -> tuple[Trap | Non
         return trap, []
     except yaml.MarkedYAMLError as error:
         found = find_trap(error, replace(source, text=text), seen=composer.seen, flow=composer.flow)
+        from rulequant.syntax import syntax_error  # start-up: only where something is wrong
+
         problem = syntax_error(error, source, seen=composer.seen)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         # The pure Python loader lets chr() fail on an escape such as "\U00110000".
+        from rulequant.syntax import escape_error
+
         found, problem = None, escape_error(source, composer.seen)
     if found is not None:
         return found, []

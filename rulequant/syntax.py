@@ -17,6 +17,7 @@ __all__ = ["SYNTAX", "escape_error", "syntax_error"]
 
 SYNTAX = "RQ004"
 
+_JOINED_KEY = re.compile(r"[ -]*(?P<text>(?P<key>[a-z_]+):(?P<value>\S+))[ \r]*")
 _KEY_SEPARATOR = re.compile(r":[ \t]+")
 _DIRECTIVE = re.compile(r"^%[^\r\n]*", re.MULTILINE)
 _COMMENT = re.compile(r"[ \t]#.*")
@@ -25,6 +26,8 @@ _WORD = re.compile(r"\S+")
 _ESCAPE = re.compile(r"\\(?:[xuU][0-9A-Fa-f]*|.)?", re.DOTALL)
 # Half a surrogate pair, or a number past the last character.
 _NO_CHARACTER = re.compile(r"\\(?:u[dD][89a-fA-F]|U0000[dD][89a-fA-F]|U(?!000|0010))[0-9a-fA-F]*")
+_NO_KEY = "`:` has no key before it"
+_NO_KEY_REMEDY = "write a key, or quote the text"
 _INDENTATION = "check the indentation: the keys of a mapping, and the items of a list, start in one column"
 
 
@@ -57,7 +60,7 @@ def _by_context(error: yaml.MarkedYAMLError, source: SourceText, opened: int, at
     context = error.context or ""
     if "quoted scalar" in context:
         return _quoted(error.problem or "", source, opened, at)
-    if "flow" in context:
+    if "flow sequence" in context or "flow mapping" in context:
         return _flow(source, opened, at)
     if "block mapping" in context or "block collection" in context:
         return _block(source, opened, at)
@@ -91,6 +94,11 @@ def _unexpected_colon(source: SourceText, at: int) -> Diagnostic:
     start = source.line_start(at)
     separator = _KEY_SEPARATOR.search(source.text, start, at)
     if separator is None:
+        joined = _JOINED_KEY.fullmatch(source.text, source.line_start(start - 1), start - 1) if start else None
+        if joined:
+            message = f"`{shorten(joined['text'])}` has no space after its `:`, so YAML takes it for text"
+            remedy = f"write `{joined['key']}: {shorten(joined['value'])}`"
+            return _problem(source, joined.start("text"), joined.end("text"), message, remedy)
         message = f"`:` is not expected here: YAML still reads the text of line {max(1, source.line(at) - 1)}"
         remedy = "end the line above with `:` if this belongs to it, or else give both the same indentation"
         return _problem(source, at, at + 1, message, remedy)
@@ -155,13 +163,17 @@ def _block(source: SourceText, opened: int, at: int) -> Diagnostic:
         remedy = "put the whole value in one pair of quotes"
         return _problem(source, at, at + len(found), f"`{shorten(found)}` follows the closing quote", remedy)
     if found.startswith(":"):
-        return _problem(source, at, at + 1, "`:` has no key before it", "write a key, or quote the text")
+        return _problem(source, at, at + 1, _NO_KEY, _NO_KEY_REMEDY)
     message = f"`{shorten(found)}` does not fit into what starts on line {source.line(opened)}"
     return _problem(source, at, at + len(found), message, _INDENTATION)
 
 
 def _other(error: yaml.MarkedYAMLError, source: SourceText, at: int) -> Diagnostic:
     found = _word(source, at)
+    if found.startswith(":"):
+        return _problem(source, at, at + 1, _NO_KEY, _NO_KEY_REMEDY)
+    if "flow node" in (error.context or ""):
+        return _problem(source, at, at + 1, f"a value is missing before `{found[:1]}`", "write it, or quote the text")
     if "node content" in (error.problem or "") and found:
         message = f"`{shorten(found)}` cannot start a value"
         return _problem(source, at, at + len(found), message, f"quote it: {shorten(quote(found))}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from rulequant.diagnostics import Diagnostic
+from rulequant.diagnostics import Diagnostic, Edit
 from rulequant.scalars import quote
 from rulequant.sourcetext import SourceText, shorten
 
@@ -56,14 +56,20 @@ class Trap(Exception):  # noqa: N818  it stops one pass over the text, and is no
 
     def diagnostic(self, source: SourceText) -> Diagnostic:
         """The trap as a problem whose location is exactly what to put in quotes."""
-        pattern = source.text[self.start : self.end]
+        pattern, place = source.text[self.start : self.end], source.location(self.start, self.end)
         return Diagnostic(
             UNQUOTED_PATTERN,
             f"`{shorten(pattern)}` is not quoted, and `{self.sign}` {_MEANINGS[self.sign]}",
-            source.location(self.start, self.end),
+            place,
             value=shorten(pattern),
             remedy=f"quote the pattern: {shorten(quote(pattern))}",
+            fix=None if _holds_quote(pattern) else Edit(place, quote(pattern)),
         )
+
+
+def _holds_quote(pattern: str) -> bool:
+    """Whether a quote is perhaps not missing but in the wrong place, as in `*"*.mlp"`."""
+    return '"' in pattern or pattern.endswith("'")
 
 
 def pattern_end(source: SourceText, start: int, *, in_flow: bool) -> int:
@@ -117,9 +123,15 @@ def _scanner_trap(error: yaml.MarkedYAMLError, source: SourceText) -> tuple[int,
         return None
     if sign == "%" and context != "while scanning for the next token":
         return None  # a line that starts with `%` is a directive
-    if sign == "?" and "mapping keys are not allowed" not in (error.problem or ""):
+    if sign == "?" and not _is_key_mark(error, source.text[at + 1 : at + 2]):
         return None
     return _glued(source, at) or (at, sign)
+
+
+def _is_key_mark(error: yaml.MarkedYAMLError, after: str) -> bool:
+    """Whether the error is that a `?` marks a key: in `a: ?`, and in `{a: ?.mlp}`."""
+    is_glued = after not in ("", " ", "\t", "\r", "\n")
+    return "mapping keys are not allowed" in (error.problem or "") or ("flow" in (error.context or "") and is_glued)
 
 
 def _bracket_trap(error: yaml.MarkedYAMLError, source: SourceText) -> tuple[int, str] | None:
