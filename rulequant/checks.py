@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rulequant.diagnostics import Diagnostic, Location, Severity
-from rulequant.globs import Glob
 from rulequant.inventory import Inventory, ModuleInfo
+from rulequant.nearest import nearest_names
 from rulequant.plan import Decision
 from rulequant.predicate import in_quantizable_types
 from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
 from rulequant.selection import PatternUse, Selection
+from rulequant.selector import type_matches
 
-__all__ = ["check_plan", "in_layers", "nearest_names", "quantized_share"]
+__all__ = ["check_plan", "in_layers", "quantized_share"]
 
+_LISTED = 3
 HEAVY = 0.01
 """Share of the parameters from which a class that quantizable_types does not list is reported."""
 
@@ -30,9 +31,10 @@ def check_plan(
         _unmatched(use, inventory) for use in selection.uses if not use.selected and not use.entry.selector.optional
     )
     yield from _floors(rules, inventory, decisions)
-    yield from _without_effect(rules, inventory, selection)
-    yield from _unmatched_exceptions(selection)
+    yield from _without_effect(rules, selection, {each.name: each for each in decisions})
+    yield from _unmatched_exceptions(inventory, selection)
     yield from _heavy_types(rules, inventory, selection, decisions)
+    yield from _cautions(rules, inventory, decisions)
 
 
 def _family(rules: RuleSet, inventory: Inventory) -> Iterator[Diagnostic]:
@@ -63,18 +65,34 @@ def _unmatched(use: PatternUse, inventory: Inventory) -> Diagnostic:
     if use.named:
         narrowing = [key for key in ("except", "types", "layers") if getattr(use.entry.selector, _attribute(key))]
         message = f"`{text}` names {_count(use.named, 'module')}, but none passes {_or(narrowing)}"
-        remedy = "mark it `optional: true`, or widen them"
+        remedy = "; ".join((*_narrowing_hints(use, inventory), "widen them, or mark it `optional: true`"))
     else:
-        near = nearest_names(text, inventory)
         message = f"`{text}` matches no module of {inventory.model}"
-        remedy = (
-            f"did you mean {_or([f'`{each}`' for each in near])}?" if near else "`rulequant inventory` lists the names"
+        remedy = _near(text, inventory) or (
+            "correct it, or mark it `optional: true`; `rulequant inventory` lists the names"
         )
     return Diagnostic("RQ401", message, _place(use), value=text, remedy=remedy)
 
 
 def _attribute(key: str) -> str:
     return "except_" if key == "except" else key
+
+
+def _near(pattern: str, inventory: Inventory) -> str | None:
+    near = nearest_names(pattern, inventory)
+    return f"did you mean {_or([f'`{each}`' for each in near])}?" if near else None
+
+
+def _narrowing_hints(use: PatternUse, inventory: Inventory) -> Iterator[str]:
+    """What the modules are that a pattern names and its entry leaves out, as far as it asks for that."""
+    selector = use.entry.selector
+    named = [each for each in inventory.modules if any(use.glob.selects(name) for name in each.names)]
+    types = list(dict.fromkeys(each.type for each in named))
+    if selector.types and not any(type_matches(each, wanted) for each in types for wanted in selector.types):
+        yield f"they are of type {_or(types[:_LISTED])}{' and others' if len(types) > _LISTED else ''}"
+    lengths = sorted({each.layer.length for each in named if each.layer})
+    if selector.layers and not any(wanted.covers(each.layer) for each in named for wanted in selector.layers):
+        yield f"they are in a stack of {_or(lengths)} layers" if lengths else "they are in no stack of layers"
 
 
 def _place(use: PatternUse) -> Location:
@@ -96,11 +114,11 @@ def _floors(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision])
         share = quantized_share(counted)
         if floor is None or not counted or share >= floor:
             continue
-        left_out = max((each for each in counted if not each.quantize), key=lambda each: each.parameters)
+        left_out = max(counted, key=lambda each: (not each.quantize, each.parameters))
         yield Diagnostic(
             "RQ406",
             f"{share:.2%} of {what} would be quantized, `expect.{key}` is {floor:.2%}",
-            rules.origin("expect"),
+            rules.origin(f"expect.{key}"),
             value=f"{share:.4f}",
             remedy=f"heaviest module left out: {left_out.name} "
             f"({left_out.type}, {left_out.parameters:,} parameters: {left_out.detail})",
@@ -118,57 +136,88 @@ def quantized_share(decisions: Sequence[Decision]) -> float:
     return sum(each.parameters for each in decisions if each.quantize) / total if total else 0.0
 
 
-def _without_effect(rules: RuleSet, inventory: Inventory, selection: Selection) -> Iterator[Diagnostic]:
-    """Entries that select modules, none of which they decide about."""
-    effective: set[int] = set()
-    quantizable: set[int] = set()
-    for info in inventory.owners:
-        skips, chosen = selection.skips_of(info), selection.rules_of(info)
-        if in_quantizable_types(info, rules) is None:
-            quantizable |= {id(each) for each in (*skips, *chosen)}
-            effective |= {id(each) for each in (skips[:1] or chosen[:1])}
-    reported: set[int] = set()
+def _without_effect(rules: RuleSet, selection: Selection, decisions: Mapping[str, Decision]) -> Iterator[Diagnostic]:
+    """Patterns that select modules, and decide about none of them."""
     for use in selection.uses:
-        entry = use.entry
-        if not use.selected or id(entry) in effective or id(entry) in reported or entry.selector.optional:
+        if not use.selected or use.entry.selector.optional:
             continue
-        reported.add(id(entry))
-        inert = id(entry) not in quantizable
-        if inert and isinstance(entry, OriginSkip) and entry.selector.reason:
-            continue  # the remedy for a heavy type that stays: a skip that says why
-        yield _warning(entry, inert=inert, rules=rules)
+        candidates = [each for each in use.owners if in_quantizable_types(each, rules) is None]
+        if not candidates:
+            yield from _no_candidate(use, rules)
+            continue
+        first = [_first(each, selection, use.entry) for each in candidates]
+        if not any(each is use.entry for each in first):
+            yield _taken(use, list({id(each): each for each in first}.values()))
+        elif isinstance(use.entry, OriginRule) and not any(decisions[each.name].quantize for each in candidates):
+            yield _all_stay(use, [decisions[each.name] for each in candidates])
 
 
-def _warning(entry: OriginSkip | OriginRule, *, inert: bool, rules: RuleSet) -> Diagnostic:
-    kind = "skip" if isinstance(entry, OriginSkip) else "rule"
-    texts = ", ".join(f"`{each.text}`" for each in entry.selector.modules)
-    if inert:
-        message = (
-            f"this {kind} ({texts}) selects no module of a quantizable type ({', '.join(rules.quantizable_types)})"
-        )
-        return Diagnostic(
-            "RQ403",
-            message,
-            entry.location,
-            Severity.WARNING,
-            remedy="remove it, or list the type in quantizable_types",
-        )
-    message = f"this {kind} ({texts}) selects only modules that an earlier entry already took"
-    return Diagnostic("RQ402", message, entry.location, Severity.WARNING, remedy="remove it, or move it up")
+def _first(info: ModuleInfo, selection: Selection, entry: OriginSkip | OriginRule) -> OriginSkip | OriginRule:
+    """The entry that comes before all others at a module, of those that can stand before this one."""
+    return (*selection.skips_of(info), *selection.rules_of(info), entry)[0]
 
 
-def _unmatched_exceptions(selection: Selection) -> Iterator[Diagnostic]:
+def _no_candidate(use: PatternUse, rules: RuleSet) -> Iterator[Diagnostic]:
+    is_skip = isinstance(use.entry, OriginSkip)
+    if is_skip and use.entry.selector.reason:
+        return  # the remedy for a heavy type that stays: a skip that says why
+    types = list(dict.fromkeys(each.type for each in use.owners))
+    what = f"only {_or(types[:_LISTED])}" if types else "only modules without weights"
+    yield _warning(
+        "RQ403",
+        use,
+        f"selects {what}, no quantizable type ({', '.join(rules.quantizable_types)})",
+        "remove it: they stay as they are anyway" if is_skip else "remove it, or list the type in quantizable_types",
+    )
+
+
+def _taken(use: PatternUse, earlier: Sequence[OriginSkip | OriginRule]) -> Diagnostic:
+    takers = [f"the {_kind(each)} at {each.location.file}:{each.location.line}" for each in earlier[:_LISTED]]
+    more = " and others" if len(earlier) > _LISTED else ""
+    if isinstance(use.entry, OriginSkip):
+        remedy = "remove it"
+    elif all(isinstance(each, OriginSkip) for each in earlier):
+        remedy = "remove it, or give the skip an `except`: a skip always beats a rule"
+    else:
+        remedy = "remove it, or move it up"
+    message = f"selects only modules that {' and '.join(takers)}{more} already took"
+    return _warning("RQ402", use, message, remedy)
+
+
+def _all_stay(use: PatternUse, decisions: Sequence[Decision]) -> Diagnostic:
+    first = decisions[0]
+    message = f"selects only modules that stay as they are: {first.name}, since {first.detail}"
+    remedy = (
+        "remove it, or set `output_embeddings: quantize`"
+        if all(each.reason == "output_embedding" for each in decisions)
+        else "remove it; `rulequant why` tells the reason of each"
+    )
+    return _warning("RQ403", use, message, remedy)
+
+
+def _warning(code: str, use: PatternUse, what: str, remedy: str) -> Diagnostic:
+    message = f"`{use.glob.text}` in this {_kind(use.entry)} {what}"
+    return Diagnostic(code, message, _place(use), Severity.WARNING, value=use.glob.text, remedy=remedy)
+
+
+def _kind(entry: OriginSkip | OriginRule) -> str:
+    return "skip" if isinstance(entry, OriginSkip) else "rule"
+
+
+def _unmatched_exceptions(inventory: Inventory, selection: Selection) -> Iterator[Diagnostic]:
     for entry, glob in selection.unused_exceptions:
-        if not entry.selector.optional:
-            message = f"the exception `{glob.text}` matches no module"
-            yield Diagnostic(
-                "RQ404",
-                message,
-                entry.location,
-                Severity.WARNING,
-                value=glob.text,
-                remedy="correct or remove it",
-            )
+        if entry.selector.optional:
+            continue
+        elsewhere = any(glob.selects(name) for name in inventory.by_name)
+        what = "leaves out nothing that the patterns select" if elsewhere else "matches no module"
+        yield Diagnostic(
+            "RQ404",
+            f"the exception `{glob.text}` {what}",
+            entry.except_locations[entry.selector.except_.index(glob)],
+            Severity.WARNING,
+            value=glob.text,
+            remedy=(None if elsewhere else _near(glob.text, inventory)) or "correct or remove it",
+        )
 
 
 def _heavy_types(
@@ -197,29 +246,23 @@ def _heavy_types(
             )
 
 
-def nearest_names(pattern: str, inventory: Inventory, *, count: int = 3) -> list[str]:
-    """The patterns most like one that matches nothing, built from the names the model has, numbers as `*`."""
-    anchored = not pattern.startswith("**.")
-    wanted = pattern if anchored else pattern.removeprefix("**.")
-    length = wanted.count(".") + 1
-    shapes: dict[str, None] = {}
-    for name in inventory.by_name:
-        segments = ["*" if each.isdecimal() else each for each in name.split(".")]
-        shape = ".".join(segments) if anchored else ".".join(segments[-length:])
-        shapes.setdefault(shape)
-    found = difflib.get_close_matches(wanted, list(shapes), n=count, cutoff=0.6)
-    if not found and anchored:
-        # A name that lacks its prefix, such as `layers.*.mlp` for `model.layers.*.mlp`.
-        return [f"**.{pattern}"] if _selects_something(f"**.{pattern}", inventory) else []
-    return found if anchored else [f"**.{each}" for each in found]
-
-
-def _selects_something(pattern: str, inventory: Inventory) -> bool:
-    try:
-        glob = Glob.parse(pattern)
-    except ValueError:
-        return False
-    return any(glob.matches(name) for name in inventory.by_name)
+def _cautions(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision]) -> Iterator[Diagnostic]:
+    """What the schemes say of modules that they can hold, once for all modules of which they say the same."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for each in decisions:
+        text = rules.schemes[each.scheme].caution(inventory.by_name[each.name]) if each.scheme else None
+        if each.scheme and text:
+            found.setdefault((each.scheme, text), []).append(each.name)
+    for (scheme, text), names in found.items():
+        others = f" and {_count(len(names) - 1, 'other module')}" if len(names) > 1 else ""
+        yield Diagnostic(
+            "RQ411",
+            f"`{names[0]}`{others}: {text}",
+            rules.origin(f"schemes.{scheme}"),
+            Severity.WARNING,
+            value=names[0],
+            remedy="choose a smaller blocksize or int8 for them, or skip them with a reason",
+        )
 
 
 def _or(values: Sequence[Any]) -> str:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
 from rulequant.errors import RulequantError
 
-__all__ = ["Diagnostic", "DiagnosticsError", "Location", "Severity", "closest", "did_you_mean", "has_errors"]
+__all__ = [
+    "Diagnostic",
+    "DiagnosticsError",
+    "Edit",
+    "Location",
+    "Severity",
+    "closest",
+    "did_you_mean",
+    "has_errors",
+    "suggestion",
+]
+
+_MARGIN = 0.08
+"""What a candidate may be less like a value than the best one is, and still be named beside it."""
 
 
 class Severity(str, Enum):
@@ -45,6 +57,14 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of the text that mends a problem: what stands at `location` becomes `text`."""
+
+    location: Location
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One problem: what is wrong, where, with which value, what is allowed, and what to do."""
 
@@ -55,6 +75,8 @@ class Diagnostic:
     value: str | None = None
     allowed: tuple[str, ...] = ()
     remedy: str | None = None
+    fix: Edit | None = None
+    """The one right answer, where there is one; `validate --fix` makes it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The diagnostic as JSON-ready data."""
@@ -90,16 +112,37 @@ def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
     return any(each.severity is Severity.ERROR for each in diagnostics)
 
 
-def closest(value: str, candidates: Iterable[str], *, count: int = 3) -> list[str]:
-    """The candidates most like the value, best first (difflib's ratio, case ignored)."""
-    by_folded: dict[str, str] = {}
+def closest(value: str, candidates: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The candidates most like the value, best first (difflib's ratio, case ignored).
+
+    Only the best and those nearly as good; what differs by case alone is better than all else.
+    """
+    import difflib  # a run without problems does without it
+
+    folded = value.casefold()
+    by_folded: dict[str, list[str]] = {}
     for candidate in candidates:
-        by_folded.setdefault(candidate.casefold(), candidate)
-    found = difflib.get_close_matches(value.casefold(), list(by_folded), n=count, cutoff=0.6)
-    return [by_folded[each] for each in found]
+        by_folded.setdefault(candidate.casefold(), []).append(candidate)
+    same = by_folded.get(folded)
+    near = [folded] if same else difflib.get_close_matches(folded, by_folded, n=count, cutoff=cutoff)
+    ratios = {each: difflib.SequenceMatcher(None, each, folded).ratio() for each in near}
+    good = [each for each in near if ratios[each] > max(ratios.values()) - _MARGIN]
+    # Of those that differ by case, such as Conv1D and Conv1d, first the one with more of the value's letters.
+    found = [sorted(by_folded[each], key=lambda word: -_alike(word, value)) for each in good]
+    return [word for words in found for word in words][:count]
+
+
+def _alike(first: str, second: str) -> int:
+    return len(set(first) & set(second))
 
 
 def did_you_mean(value: str, candidates: Iterable[str]) -> str | None:
     """A remedy that names the candidates most like the value, or None where nothing is close."""
-    found = closest(value, candidates)
-    return f"did you mean {' or '.join(f'`{each}`' for each in found)}?" if found else None
+    return suggestion(closest(value, candidates))
+
+
+def suggestion(names: Sequence[str]) -> str | None:
+    """A remedy that names what a value may have been meant to be, best first; None where there is nothing."""
+    quoted = [f"`{each}`" for each in names]
+    named = " or ".join(filter(None, (", ".join(quoted[:-1]), *quoted[-1:])))
+    return f"did you mean {named}?" if named else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NoReturn
@@ -109,20 +109,18 @@ class GlobSet:
 
     def __init__(self, globs: Sequence[Glob]) -> None:
         self.globs = tuple(globs)
-        self._ends: list[int] = []
+        self._owners: dict[int, int] = {}  # the position of each "accepted" bit to the index of its glob
         start = position = 0
         tokens: dict[str, int] = {}
-        for glob in self.globs:
-            ends = 0
+        for index, glob in enumerate(self.globs):
             for segments in glob.alternatives:
                 start |= 1 << position
                 for token in segments:
                     tokens[token] = tokens.get(token, 0) | 1 << position
                     position += 1
-                ends |= 1 << position
+                self._owners[position] = index
                 position += 1
-            self._ends.append(ends)
-        self._accept = sum(self._ends)
+        self._accept = sum(1 << end for end in self._owners)
         self._stars = tokens.pop("**", 0)
         self._wildcards = {token: bits for token, bits in tokens.items() if re.search(r"[*?[]", token)}
         self._literals = {token: bits for token, bits in tokens.items() if token not in self._wildcards}
@@ -181,7 +179,7 @@ class GlobSet:
             accepted = bits & self._accept
             selected = self._selections.get(accepted)
             if selected is None:
-                selected = frozenset(index for index, ends in enumerate(self._ends) if accepted & ends)
+                selected = frozenset(self._owners[end] for end in _set_bits(accepted))
                 self._selections[accepted] = selected
             state = self._states[bits] = _State(bits, selected)
         return state
@@ -196,6 +194,14 @@ class GlobSet:
             for segment, judged in fresh:
                 if fnmatchcase2(judged, token):
                     self._masks[segment] |= bits
+
+
+def _set_bits(bits: int) -> Iterator[int]:
+    """The positions of the bits that are set, lowest first."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
 
 
 @lru_cache(maxsize=128)

@@ -8,19 +8,23 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
+from rulequant.errors import ModelError
+
 __all__ = ["ITEM_SIZES", "Inventory", "Kind", "LayerIndex", "ModuleInfo", "TensorInfo"]
 
 ITEM_SIZES = {
-    "bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "bool": 1, "uint8": 1, "int8": 1, "quint8": 1, "qint8": 1, "float4_e2m1fn_x2": 1,
+    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
     "uint16": 2, "int16": 2, "float16": 2, "bfloat16": 2,
-    "uint32": 4, "int32": 4, "float32": 4,
+    "uint32": 4, "int32": 4, "qint32": 4, "float32": 4, "complex32": 4,
     "uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex128": 16,
 }  # fmt: skip
 """Bytes per element by dtype name, as torch spells it."""
 
-Kind = Literal["linear", "conv1d", "embedding", "convolution", "other"]
+Kind = Literal["linear", "conv1d", "experts", "embedding", "convolution", "other"]
 """How a module uses its weight. `linear`: [out, in], `y = x W^T + b` (`nn.Linear` and its subclasses);
-`conv1d`: transformers' `Conv1D`, [in, out], `y = x W + b`; `other`: nothing a built-in method knows."""
+`conv1d`: transformers' `Conv1D`, [in, out], `y = x W + b`; `experts`: fused experts, three-dimensional parameters
+[experts, rows, columns] that its forward takes one expert at a time; `other`: nothing a built-in method knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,17 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tensor takes in a checkpoint; 0 where it is tied, since it is stored once."""
-        return 0 if self.tied_to else self.numel * ITEM_SIZES[self.dtype]
+        """Bytes that the tensor takes in a checkpoint; 0 where it is tied, since it is stored once.
+
+        Raises:
+            ModelError: nobody knows how large an element of its dtype is.
+        """
+        if self.tied_to:
+            return 0
+        if self.dtype not in ITEM_SIZES:
+            known = ", ".join(ITEM_SIZES)
+            raise ModelError(f"the tensor `{self.name}` has the dtype `{self.dtype}`", remedy=f"known dtypes: {known}")
+        return self.numel * ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

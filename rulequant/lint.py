@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
-from rulequant.diagnostics import Diagnostic, Location, Severity, did_you_mean
+from rulequant.diagnostics import Diagnostic, Location, Severity, suggestion
 from rulequant.globs import Glob
-from rulequant.known_types import known_types
+from rulequant.known_types import known_types, nearest_types
 from rulequant.loader import LoadedFile
-from rulequant.overlap import covers, selector_covers
+from rulequant.overlap import GlobCover, SelectorCover, Steps, TooManyStepsError, covers, selector_covers
 from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
 from rulequant.selector import LayerSlice, Selector
+from rulequant.source import MAX_PROBLEMS
 
 __all__ = ["lint"]
 
-_LONGEST_STACK = 512
-"""More layers than any model stacks; a slice that is empty for all lengths up to here is empty."""
+_STACKS = (1, 512)
+"""A stack of one layer, and one of more than any model has: a slice that is empty in both is empty in all between."""
+_MAX_SUGGESTIONS = 10
+"""Unknown types that are compared with all known ones, which takes 50 ms each."""
 _SCALARS = ("models", "quantizable_types", "output_embeddings", "scheme")
 
 
 def lint(files: Sequence[LoadedFile], merged: RuleSet) -> list[Diagnostic]:
     """Findings about the last of the files, which extends the others; its parents have findings of their own.
 
-    `files` are parents first, `merged` what they come to together.
+    `files` are parents first, `merged` what they come to together. No check gives more than MAX_PROBLEMS findings.
     """
     own = files[-1]
     checks: tuple[Iterator[Diagnostic], ...] = (
-        _shadowed_rules(own, merged),
-        _rules_behind_skips(own, merged),
-        _subsumed_skips(own, merged),
-        _repeated_patterns(own, merged),
+        _without_effect(own, merged),
         _unused_schemes(own, merged),
         _unknown_types(own),
         _empty_slices(own),
         _idle_overrides(own, files[:-1]),
     )
-    found = [each for check in checks for each in check]
+    found = [each for check in checks for each in islice(check, MAX_PROBLEMS)]
     return sorted(found, key=lambda each: each.location or Location(own.file, 1, 1, 1, 1))
 
 
@@ -57,23 +59,45 @@ def _where(place: Location, own: LoadedFile) -> str:
     return f"line {place.line}" if _of_file(place, own) else f"{place.file}:{place.line}"
 
 
-def _shadowed_rules(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
+def _without_effect(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
+    """Entries and patterns that others leave nothing to do, looked for in about a second at most."""
+    steps = Steps()
+    try:
+        rules = SelectorCover((each.selector for each in merged.rules), steps)
+        skips = SelectorCover((each.selector for each in merged.skips), steps)
+        yield from _shadowed_rules(own, merged, rules)
+        yield from _rules_behind_skips(own, merged, skips)
+        yield from _subsumed_skips(own, merged, skips)
+        yield from _repeated_patterns(own, merged, steps)
+    except TooManyStepsError:
+        yield _warning(
+            "RQ318",
+            "the patterns are too many, and too much alike, to find all that have no effect",
+            Location(own.file, 1, 1, 1, 1),
+            remedy="join them with `*`, braces and `layers`",
+        )
+
+
+def _shadowed_rules(own: LoadedFile, merged: RuleSet, rules: SelectorCover) -> Iterator[Diagnostic]:
     for index, rule in enumerate(merged.rules):
-        before = _first(merged.rules[:index], lambda each, rule=rule: selector_covers(each.selector, rule.selector))
-        if before and _of_file(rule.location, own):
+        if not _of_file(rule.location, own):
+            continue
+        first = min(rules.of(rule.selector), default=index)
+        if first < index:
             yield _warning(
                 "RQ310",
-                f"this rule ({_patterns(rule.selector)}) never wins: the one at {_where(before.location, own)} "
-                "comes first and selects all that it selects",
+                f"this rule ({_patterns(rule.selector)}) never wins: "
+                f"the one at {_where(merged.rules[first].location, own)} comes first and selects all that it selects",
                 rule.location,
                 remedy="move it up, or remove it",
             )
 
 
-def _rules_behind_skips(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
+def _rules_behind_skips(own: LoadedFile, merged: RuleSet, skips: SelectorCover) -> Iterator[Diagnostic]:
     for rule in merged.rules:
-        skip = _first(merged.skips, lambda each, rule=rule: selector_covers(each.selector, rule.selector))
-        if skip and _of_file(rule.location, own):
+        wider = skips.of(rule.selector) if _of_file(rule.location, own) else []
+        if wider:
+            skip = merged.skips[wider[0]]
             yield _warning(
                 "RQ311",
                 f"this rule ({_patterns(rule.selector)}) never applies: the skip at {_where(skip.location, own)} "
@@ -83,31 +107,35 @@ def _rules_behind_skips(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic
             )
 
 
-def _subsumed_skips(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
+def _subsumed_skips(own: LoadedFile, merged: RuleSet, skips: SelectorCover) -> Iterator[Diagnostic]:
     for index, skip in enumerate(merged.skips):
-        others = [each for number, each in enumerate(merged.skips) if number != index]
-        wider = _first(others, lambda each, skip=skip: selector_covers(each.selector, skip.selector))
+        others = [each for each in skips.of(skip.selector) if each != index] if _of_file(skip.location, own) else []
         # Of two that say the same, the later is the one too many.
-        mutual = wider is not None and selector_covers(skip.selector, wider.selector)
-        if wider is None or not _of_file(skip.location, own) or (mutual and merged.skips.index(wider) > index):
-            continue
-        yield _warning(
-            "RQ312",
-            f"this skip ({_patterns(skip.selector)}) adds nothing: the one at {_where(wider.location, own)} "
-            "selects all that it selects",
-            skip.location,
-            remedy="remove it",
-        )
+        wider = next((each for each in others if each < index or not _covers(skip, merged.skips[each])), None)
+        if wider is not None:
+            yield _warning(
+                "RQ312",
+                f"this skip ({_patterns(skip.selector)}) adds nothing: "
+                f"the one at {_where(merged.skips[wider].location, own)} selects all that it selects",
+                skip.location,
+                remedy="remove it",
+            )
 
 
-def _repeated_patterns(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
+def _covers(wide: OriginSkip, narrow: OriginSkip) -> bool:
+    return selector_covers(wide.selector, narrow.selector)
+
+
+def _repeated_patterns(own: LoadedFile, merged: RuleSet, steps: Steps) -> Iterator[Diagnostic]:
     """Patterns that another pattern of the same list makes superfluous."""
-    for entry in (*merged.skips, *merged.rules):
-        if not _of_file(entry.location, own):
-            continue
+    entries: list[OriginSkip | OriginRule] = [*merged.skips, *merged.rules]
+    for entry in entries:
         globs = entry.selector.modules
+        if len(globs) == 1 or not _of_file(entry.location, own):
+            continue
+        cover = GlobCover(globs, steps)
         for index, glob in enumerate(globs):
-            wider = _wider(globs, index)
+            wider = _wider(cover, globs, index)
             if wider is not None:
                 yield _warning(
                     "RQ313",
@@ -118,10 +146,10 @@ def _repeated_patterns(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]
                 )
 
 
-def _wider(globs: Sequence[Glob], index: int) -> Glob | None:
-    for number, other in enumerate(globs):
-        if number != index and covers(other, globs[index]) and (number < index or not covers(globs[index], other)):
-            return other
+def _wider(cover: GlobCover, globs: Sequence[Glob], index: int) -> Glob | None:
+    for number in sorted(cover.of(globs[index]) - {index}):
+        if number < index or not covers(globs[index], globs[number]):
+            return globs[number]
     return None
 
 
@@ -138,17 +166,22 @@ def _unused_schemes(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
 
 
 def _unknown_types(own: LoadedFile) -> Iterator[Diagnostic]:
-    for path, name in _type_names(own):
-        known = known_types()
-        if name in known or any(fnmatchcase(each, name) for each in known):
-            continue
+    found = ((path, name) for path, name in _type_names(own) if not _is_known(name))
+    for number, (path, name) in enumerate(found):
+        near = nearest_types(name) if number < _MAX_SUGGESTIONS else []
         yield _warning(
             "RQ315",
             f"no module class of torch or transformers is called `{name}`",
             own.document.value(path),
             value=name,
-            remedy=did_you_mean(name, known) or "class names are case-sensitive; a class of your own is fine",
+            remedy=suggestion(near) or "class names are case-sensitive; a class of your own is fine",
         )
+
+
+@lru_cache(maxsize=1024)
+def _is_known(pattern: str) -> bool:
+    known = known_types()
+    return pattern in known or (bool(set("*?[") & set(pattern)) and any(fnmatchcase(each, pattern) for each in known))
 
 
 def _type_names(own: LoadedFile) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -180,7 +213,7 @@ def _empty_slices(own: LoadedFile) -> Iterator[Diagnostic]:
 
 
 def _is_empty(layers: LayerSlice) -> bool:
-    return not any(range(length)[layers.start : layers.stop : layers.step] for length in range(1, _LONGEST_STACK))
+    return not any(range(length)[layers.start : layers.stop : layers.step] for length in _STACKS)
 
 
 def _idle_overrides(own: LoadedFile, parents: Sequence[LoadedFile]) -> Iterator[Diagnostic]:
@@ -204,9 +237,3 @@ def _values(loaded: LoadedFile) -> dict[str, Any]:
     values = {key: getattr(content, key) for key in _SCALARS if key in content.model_fields_set}
     values |= {f"schemes.{name}": scheme for name, scheme in content.schemes.items()}
     return values | {f"expect.{key}": getattr(content.expect, key) for key in content.expect.model_fields_set}
-
-
-def _first(
-    entries: Sequence[OriginRule] | Sequence[OriginSkip], holds: Callable[[Any], bool]
-) -> OriginRule | OriginSkip | None:
-    return next((each for each in entries if holds(each)), None)

@@ -138,7 +138,7 @@ class Plan:
         """A hash of what the plan makes of which tensors: equal plans write equal checkpoints."""
         meaning = {
             "modules": [(each.name, each.scheme, each.bytes_before) for each in self.decisions],
-            "schemes": {name: each.model_dump(mode="json") for name, each in self.schemes.items()},
+            "schemes": self._schemes(),
         }
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -151,7 +151,8 @@ class Plan:
             "architecture": self.architecture,
             "rules": self.rules,
             "rules_sha256": self.rules_sha256,
-            "schemes": {name: each.model_dump(mode="json") for name, each in self.schemes.items()},
+            "plan_sha256": self.sha256,
+            "schemes": self._schemes(),
             "modules": [each.to_dict() for each in self.decisions],
             "unquantized_by_type": [
                 {
@@ -166,3 +167,6 @@ class Plan:
             "summary": self.summary,
             "diagnostics": [each.to_dict() for each in self.diagnostics],
         }
+
+    def _schemes(self) -> dict[str, Any]:
+        return {name: each.model_dump(mode="json", by_alias=True) for name, each in self.schemes.items()}

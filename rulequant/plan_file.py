@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rulequant.diagnostics import Location
+from rulequant.diagnostics import Diagnostic, Location, Severity, has_errors
 from rulequant.errors import UsageError
 from rulequant.plan import FORMAT_VERSION, Decision, Plan
 from rulequant.predicate import Reason
@@ -16,69 +16,172 @@ from rulequant.schemes import Scheme, scheme_class
 
 __all__ = ["load_plan"]
 
+_REMEDY = "make it anew with `rulequant plan MODEL RULES -o FILE`"
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    """A mapping of the file; keys that a later version adds are let pass."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class _Rule(_Part):
+    file: str
+    line: Count
+
+
+class _Place(_Rule):
+    column: Count
+    end_line: Count
+    end_column: Count
+
+
+class _Module(_Part):
+    name: str
+    type: str
+    parameters: Count
+    quantize: bool
+    scheme: str | None
+    reason: Reason | None
+    detail: str | None
+    rule: _Rule | None
+    bytes_before: Count
+    bytes_after: Count
+
+
+class _Summary(_Part):
+    modules: Count
+    quantized: Count
+    parameters: Count
+    parameters_quantized: Count
+    coverage: Share
+    layer_coverage: Share
+    bytes_before: Count
+    bytes_after: Count
+    bits_per_weight: float
+
+
+class _Finding(_Part):
+    code: str
+    severity: Literal["error", "warning"]
+    message: str
+    location: _Place | None
+    value: str | None
+    allowed: list[str]
+    remedy: str | None
+
+
+class _PlanFile(_Part):
+    model: str
+    model_type: str | None
+    architecture: str | None
+    rules: str
+    rules_sha256: str
+    plan_sha256: str
+    schemes: dict[str, dict[str, Any]]
+    modules: list[_Module]
+    summary: _Summary
+    diagnostics: list[_Finding]
+
 
 def load_plan(path: Path) -> Plan:
     """Read a plan that `rulequant plan -o FILE` wrote.
 
     Raises:
-        UsageError: the file cannot be read, is no plan of this version, or had findings when it was made.
+        UsageError: the file cannot be read, is no plan of this version, was changed since, or had findings with
+            severity error when it was made.
     """
-    remedy = "make it anew with `rulequant plan MODEL RULES -o FILE`"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format_version"]
-        if version != FORMAT_VERSION:
-            raise UsageError(f"{path}: plan format {version!r}; this rulequant reads {FORMAT_VERSION}", remedy=remedy)
-        plan = _plan(data)
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UsageError(f"cannot read the plan {path}: {error.strerror}", remedy=remedy) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
-        raise UsageError(f"{path} is not a valid plan: {type(error).__name__}: {error}", remedy=remedy) from error
-    problems = [each["message"] for each in data["diagnostics"] if each["severity"] == "error"]
-    if problems:
-        raise UsageError(f"{path} was saved with findings that stand in its way: {problems[0]}", remedy=remedy)
+        raise UsageError(f"cannot read the plan {path}: {error.strerror or error}", remedy=_REMEDY) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a plan: it is no JSON: {error}", remedy=_REMEDY) from error
+    if not isinstance(data, dict) or "format_version" not in data:
+        raise UsageError(f"{path} is not a plan: it has no `format_version`", remedy=_REMEDY)
+    version = data["format_version"]
+    if version != FORMAT_VERSION:
+        raise UsageError(f"{path}: plan format {version!r}; this rulequant reads {FORMAT_VERSION}", remedy=_REMEDY)
+    try:
+        return _checked(_PlanFile.model_validate(data))
+    except ValidationError as error:
+        raise UsageError(f"{path} is not a valid plan: {_first(error)}", remedy=_REMEDY) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not a valid plan: {error}", remedy=_REMEDY) from error
+
+
+def _first(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    where = ".".join(str(each) for each in problems[0]["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    what = problems[0]["msg"].partition(" or instance of ")[0]  # the class is ours, and says nothing to a reader
+    return f"`{where}`: {what[:1].lower()}{what[1:]}{more}"
+
+
+def _checked(file: _PlanFile) -> Plan:
+    plan = Plan(
+        model=file.model,
+        rules=file.rules,
+        rules_sha256=file.rules_sha256,
+        decisions=tuple(_decision(each, file) for each in file.modules),
+        schemes={name: _scheme(name, each) for name, each in file.schemes.items()},
+        diagnostics=tuple(_diagnostic(each) for each in file.diagnostics),
+        model_type=file.model_type,
+        architecture=file.architecture,
+        layer_coverage=file.summary.layer_coverage,
+    )
+    if has_errors(plan.diagnostics):
+        first = next(each for each in plan.diagnostics if each.severity is Severity.ERROR)
+        raise ValueError(f"it was saved with findings that stand in its way: {first.concise()}")
+    if len(plan.by_name) != len(plan.decisions):
+        raise ValueError("a module comes twice")
+    for key, value in file.summary.model_dump().items():
+        if plan.summary[key] != value:
+            raise ValueError(f"it was edited: `summary.{key}` is {value}, its modules come to {plan.summary[key]}")
+    if plan.sha256 != file.plan_sha256:
+        raise ValueError("it was edited, or another version made it: modules and schemes do not hash to plan_sha256")
     return plan
 
 
-def _plan(data: dict[str, Any]) -> Plan:
-    schemes = {name: _scheme(each) for name, each in data["schemes"].items()}
-    decisions = tuple(_decision(each, schemes) for each in data["modules"])
-    return Plan(
-        model=str(data["model"]),
-        rules=str(data["rules"]),
-        rules_sha256=str(data["rules_sha256"]),
-        decisions=decisions,
-        schemes=schemes,
-        model_type=data["model_type"],
-        architecture=data["architecture"],
-        layer_coverage=float(data["summary"]["layer_coverage"]),
+def _scheme(name: str, data: dict[str, Any]) -> Scheme:
+    method = data.get("method")
+    found = scheme_class(method) if isinstance(method, str) else None
+    if found is None:
+        raise ValueError(f"the scheme {name!r}: no installed method is called {method!r}")
+    try:
+        return found.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"the scheme {name!r}: {_first(error)}") from error
+
+
+def _decision(module: _Module, file: _PlanFile) -> Decision:
+    if module.scheme is not None and module.scheme not in file.schemes:
+        raise ValueError(f"module {module.name!r} has the scheme {module.scheme!r}, which the plan does not define")
+    if module.quantize is (module.scheme is None) or module.quantize is (module.reason is not None):
+        raise ValueError(f"module {module.name!r} contradicts itself: a scheme if it is quantized, or else a reason")
+    rule = module.rule
+    return Decision(
+        name=module.name,
+        type=module.type,
+        parameters=module.parameters,
+        bytes_before=module.bytes_before,
+        bytes_after=module.bytes_after,
+        scheme=module.scheme,
+        reason=module.reason,
+        detail=module.detail,
+        rule=Location(rule.file, rule.line, 1, rule.line, 1) if rule else None,
     )
 
 
-def _scheme(data: dict[str, Any]) -> Scheme:
-    found = scheme_class(data["method"])
-    if found is None:
-        raise ValueError(f"no installed method is called {data['method']!r}")
-    return found.model_validate(data)
-
-
-def _decision(data: dict[str, Any], schemes: dict[str, Scheme]) -> Decision:
-    reason, scheme = data["reason"], data["scheme"]
-    if scheme is not None and scheme not in schemes:
-        raise ValueError(f"module {data['name']!r} has the scheme {scheme!r}, which the plan does not define")
-    if reason is not None and reason not in get_args(Reason):
-        raise ValueError(f"module {data['name']!r} has the reason {reason!r}")
-    if data["quantize"] is not (scheme is not None):
-        raise ValueError(f"module {data['name']!r} contradicts itself: quantize and scheme")
-    rule = data["rule"]
-    return Decision(
-        name=str(data["name"]),
-        type=str(data["type"]),
-        parameters=int(data["parameters"]),
-        bytes_before=int(data["bytes_before"]),
-        bytes_after=int(data["bytes_after"]),
-        scheme=scheme,
-        reason=cast("Reason | None", reason),
-        detail=data["detail"],
-        rule=Location(rule["file"], rule["line"], 1, rule["line"], 1) if rule else None,
+def _diagnostic(finding: _Finding) -> Diagnostic:
+    return Diagnostic(
+        code=finding.code,
+        message=finding.message,
+        location=Location(**finding.location.model_dump()) if finding.location else None,
+        severity=Severity(finding.severity),
+        value=finding.value,
+        allowed=tuple(finding.allowed),
+        remedy=finding.remedy,
     )

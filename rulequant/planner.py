@@ -67,15 +67,12 @@ def _keep(info: ModuleInfo, objection: Objection | None) -> Decision:
 
 
 def tied_modules(inventory: Inventory) -> frozenset[str]:
-    """The modules whose `weight` is the same parameter as another module's."""
-    owner = {
-        f"{info.name}.{tensor.name}" if info.name else tensor.name: info.name
-        for info in inventory.modules
-        for tensor in info.tensors
-    }
+    """The modules whose `weight` is the same parameter as one of another module, whatever it is called there."""
     tied: set[str] = set()
     for info in inventory.modules:
         for tensor in info.tensors:
-            if tensor.tied_to and tensor.name == "weight":
-                tied |= {info.name, owner[tensor.tied_to]}
+            if tensor.tied_to:
+                owner, _, name = tensor.tied_to.rpartition(".")
+                tied |= {info.name} if tensor.name == "weight" else set()
+                tied |= {owner} if name == "weight" else set()
     return frozenset(tied)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from rulequant.diagnostics import did_you_mean
+from rulequant.errors import UsageError
 from rulequant.schemes import BUILTIN, Scheme, methods, scheme_class
 from rulequant.selector import OneOrMore, Selector, TypePattern
 
@@ -52,6 +52,13 @@ def _from_string(value: Any) -> Any:
     return {"modules": value} if isinstance(value, str) else value
 
 
+def _no_bool(value: Any) -> Any:
+    """Python has true == 1, and pydantic's literals follow it even when strict."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("literal_error", "Input should be 1", {"expected": "1"})
+    return value
+
+
 def _scheme(value: Any) -> Scheme:
     """Choose the class by `method`, so that a third party's schemes are checked by its own model."""
     if isinstance(value, Scheme):
@@ -61,14 +68,16 @@ def _scheme(value: Any) -> Scheme:
     if "method" not in value:
         raise _details(("method",), PydanticCustomError("missing", "Field required"), value)
     method = value["method"]
-    found = scheme_class(method) if isinstance(method, str) else None
+    try:
+        found = scheme_class(method) if isinstance(method, str) else None
+    except UsageError as error:
+        context = {"reason": error.message, "remedy": error.remedy}
+        raise _details(("method",), PydanticCustomError("broken_method", "{reason}", context), method) from error
     if found is None:
         known = methods()
-        context = {"expected": ", ".join(known), "allowed": known, "remedy": did_you_mean(str(method), known)}
-        error = PydanticCustomError(
-            "unknown_method", "no installed method is called {given}", {**context, "given": repr(method)}
+        raise _details(
+            ("method",), PydanticCustomError("unknown_method", "Input should be a method", {"allowed": known}), method
         )
-        raise _details(("method",), error, method)
     return found.model_validate(value)
 
 
@@ -110,7 +119,7 @@ class RuleFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, title="rulequant rule file, version 1")
 
-    version: Literal[1] = Field(description="The version of the rule language.")
+    version: Annotated[Literal[1], BeforeValidator(_no_bool)] = Field(description="The version of the rule language.")
     name: str | None = Field(default=None, min_length=1, description="A name for messages; the file's own by default.")
     description: str | None = Field(default=None, description="One sentence for readers and `rulequant rules`.")
     extends: OneOrMore[str] = Field(

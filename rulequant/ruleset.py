@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,15 +24,18 @@ class OriginSkip:
     selector: SkipModules
     location: Location
     pattern_locations: tuple[Location, ...]
+    except_locations: tuple[Location, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OriginRule:
-    """An entry of `rules`, with the places of its patterns."""
+    """An entry of `rules`, with the places of its patterns and of its scheme."""
 
     selector: Rule
     location: Location
     pattern_locations: tuple[Location, ...]
+    except_locations: tuple[Location, ...]
+    scheme_location: Location
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class RuleSet:
     rules: tuple[OriginRule, ...] = ()
     expect: Expect = field(default_factory=Expect)
     origins: dict[str, Location] = field(default_factory=dict)
-    """Where each top-level key got its value, `schemes.NAME` for each scheme."""
+    """Where each top-level key got its value, `schemes.NAME` for each scheme, `expect.KEY` for each floor."""
     files: tuple[str, ...] = ()
     """All files that were read, parents first."""
 
@@ -72,7 +74,7 @@ class RuleSet:
         if self.skips:
             data["skip_modules"] = [_selector(each.selector) for each in self.skips]
         data["output_embeddings"] = self.output_embeddings
-        data["schemes"] = {name: scheme.model_dump(mode="json") for name, scheme in self.schemes.items()}
+        data["schemes"] = {name: scheme.model_dump(mode="json", by_alias=True) for name, scheme in self.schemes.items()}
         if self.scheme:
             data["scheme"] = self.scheme
         if self.rules:
@@ -84,6 +86,8 @@ class RuleSet:
     def sha256(self) -> str:
         """A hash of what the rule set means: comments, layout and the split into files do not change it."""
         meaning = {key: value for key, value in self.to_dict().items() if key not in {"name", "description"}}
+        import hashlib  # start-up: it loads OpenSSL
+
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,14 +6,19 @@ with a subclass of `Scheme` under the entry point group `rulequant.schemes` and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from math import ceil
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rulequant.inventory import ITEM_SIZES, ModuleInfo, TensorInfo
+from rulequant.errors import UsageError
+
+if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule file
+    from rulequant.inventory import ModuleInfo, TensorInfo
 
 __all__ = ["BUILTIN", "ENTRY_POINTS", "Bnb4bit", "BnbInt8", "Scheme", "methods", "scheme_class"]
 
@@ -38,25 +43,21 @@ class Scheme(BaseModel):
         """Why the method cannot hold this module, or None where it can."""
         if info.kind not in self.kinds:
             return f"{self.method} has no layer for {info.type}"
-        weight = info.tensor("weight")
-        if weight is None or len(weight.shape) != 2:
-            return f"its weight is {_shape(weight)}, not a plain two-dimensional parameter"
-        extra = [each.name for each in info.tensors if each.name not in {"weight", "bias"}]
-        if extra:
-            return f"it owns `{extra[0]}` beside weight and bias"
-        if weight.dtype not in self.dtypes:
-            return f"{self.method} cannot encode {weight.dtype} weights"
-        if weight.numel == 0:
-            return "its weight has no elements"
-        return None
+        return _experts_problem(self, info) if info.kind == "experts" else _matrix_problem(self, info)
 
-    def quantized_tensors(self, info: ModuleInfo) -> tuple[str, ...]:  # noqa: ARG002  # other methods depend on the module
+    def quantized_tensors(self, info: ModuleInfo) -> tuple[str, ...]:
         """The local names of the tensors that the method replaces; the others stay as they are."""
-        return ("weight",)
+        if info.kind != "experts":
+            return ("weight",)
+        return tuple(each.name for each in info.tensors if len(each.shape) == 3 and not each.buffer)
 
     def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:
         """The exact bytes of the tensors that replace this one in a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} does not say its bytes")
+
+    def caution(self, info: ModuleInfo) -> str | None:  # noqa: ARG002  # most methods have nothing to say
+        """What a user should know before quantizing this module, though the method can hold it; or None."""
+        return None
 
     def bytes_after(self, info: ModuleInfo) -> int:
         """The exact bytes of the module's tensors after quantization."""
@@ -81,7 +82,7 @@ class Bnb4bit(Scheme):
         description="The dtype that holds the packed bytes (FSDP wants it equal to the model's).",
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
 
     def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:  # noqa: ARG002  # int8 needs the module
         """Packed weights, absmax, code table and, with double quantization, the second level.
@@ -99,12 +100,43 @@ class Bnb4bit(Scheme):
     def unsupported(self, info: ModuleInfo) -> str | None:
         """Why 4-bit cannot hold this module, or None where it can."""
         reason = super().unsupported(info)
-        weight = info.tensor("weight")
-        if reason or weight is None:
+        if reason:
             return reason
-        packed = ceil(weight.numel / 2)
+        if info.kind == "experts":
+            return self._misaligned_experts(info)
+        weight = info.tensor("weight")
+        packed = ceil(weight.numel / 2) if weight else 0
+        from rulequant.inventory import ITEM_SIZES
+
         if packed % ITEM_SIZES[self.quant_storage]:
             return f"its {packed} packed bytes do not fill whole {self.quant_storage} items; use quant_storage: uint8"
+        return None
+
+    def caution(self, info: ModuleInfo) -> str | None:
+        """Rows that are not whole blocks, which bitsandbytes' CPU kernels (seen in 0.50) dequantize wrongly.
+
+        rulequant's own layers go round it; a plain bitsandbytes checkpoint is computed by bitsandbytes' layers.
+        """
+        weight = info.tensor("weight")
+        if info.kind not in {"linear", "conv1d"} or weight is None or len(weight.shape) != 2:
+            return None
+        features = weight.shape[0] if info.kind == "conv1d" else weight.shape[1]
+        if features % self.blocksize == 0:
+            return None
+        return (
+            f"in_features {features} is no multiple of the blocksize {self.blocksize}: loaded by plain transformers "
+            "and run on a CPU, bitsandbytes may compute it wrongly"
+        )
+
+    def _misaligned_experts(self, info: ModuleInfo) -> str | None:
+        """Each expert has to be whole blocks, so that one can be dequantized without its neighbours."""
+        if self.quant_storage != "uint8":
+            return f"fused experts are stored as uint8, not as {self.quant_storage}"
+        for name in self.quantized_tensors(info):
+            tensor = info.tensor(name)
+            if tensor and (tensor.numel // tensor.shape[0]) % self.blocksize:
+                size = tensor.numel // tensor.shape[0]
+                return f"an expert of `{name}` has {size} values, not a multiple of the blocksize {self.blocksize}"
         return None
 
 
@@ -116,12 +148,43 @@ class BnbInt8(Scheme):
         default=6.0, ge=0, allow_inf_nan=False, description="Inputs above it are outliers; 0: none."
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
 
     def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:
-        """int8 weights, one float32 scale for each output row, and the format byte."""
+        """int8 weights, one float32 scale for each row of an expert or output row, and there the format byte."""
+        if info.kind == "experts":
+            return tensor.numel + tensor.shape[0] * tensor.shape[1] * 4
         rows = tensor.shape[1] if info.kind == "conv1d" else tensor.shape[0]
         return tensor.numel + rows * 4 + 1
+
+
+def _matrix_problem(scheme: Scheme, info: ModuleInfo) -> str | None:
+    """Why a layer with one matrix is not as the method wants it."""
+    weight = info.tensor("weight")
+    if weight is None or len(weight.shape) != 2:
+        return f"its weight is {_shape(weight)}, not a plain two-dimensional parameter"
+    extra = [each.name for each in info.tensors if each.name not in {"weight", "bias"}]
+    if extra:
+        return f"it owns `{extra[0]}` beside weight and bias"
+    return _values_problem(scheme, weight)
+
+
+def _experts_problem(scheme: Scheme, info: ModuleInfo) -> str | None:
+    """Why fused experts are not as the method wants them."""
+    for name in scheme.quantized_tensors(info):
+        tensor = info.tensor(name)
+        if tensor is None or tensor.tied_to:
+            return f"its `{name}` is another module's too"
+        reason = _values_problem(scheme, tensor)
+        if reason:
+            return reason
+    return None
+
+
+def _values_problem(scheme: Scheme, tensor: TensorInfo) -> str | None:
+    if tensor.dtype not in scheme.dtypes:
+        return f"{scheme.method} cannot encode {tensor.dtype} weights"
+    return "its weight has no elements" if tensor.numel == 0 else None
 
 
 BUILTIN: Mapping[str, type[Scheme]] = {"bnb_4bit": Bnb4bit, "bnb_int8": BnbInt8}
@@ -130,19 +193,41 @@ BUILTIN: Mapping[str, type[Scheme]] = {"bnb_4bit": Bnb4bit, "bnb_int8": BnbInt8}
 
 
 def scheme_class(method: str) -> type[Scheme] | None:
-    """The class of a method's schemes, built in or from an installed package; None where nobody provides it."""
+    """The class of a method's schemes, built in or from an installed package; None where nobody provides it.
+
+    Raises:
+        UsageError: a package provides it, and what it provides cannot be loaded or is no `Scheme`.
+    """
     if method in BUILTIN:
         return BUILTIN[method]
-    for entry in metadata.entry_points(group=ENTRY_POINTS, name=method):
+    entry = _provided(metadata.entry_points, tuple(sys.path)).get(method)
+    return _load(entry) if entry else None
+
+
+def _load(entry: metadata.EntryPoint) -> type[Scheme]:
+    remedy = "update or uninstall the package that provides it"
+    try:
         found: Any = entry.load()
-        if isinstance(found, type) and issubclass(found, Scheme):
-            return found
-    return None
+    except Exception as error:  # a stranger's code: whatever it raises while it is imported
+        message = f"the method `{entry.name}` ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+        raise UsageError(message, remedy=remedy) from error
+    if not (isinstance(found, type) and issubclass(found, Scheme)):
+        raise UsageError(f"the method `{entry.name}` ({entry.value}) is no subclass of Scheme", remedy=remedy)
+    return found
 
 
 def methods() -> list[str]:
     """The names of all installed methods."""
-    return sorted({*BUILTIN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
+    return sorted({*BUILTIN, *_provided(metadata.entry_points, tuple(sys.path))})
+
+
+@cache
+def _provided(
+    scan: Callable[..., metadata.EntryPoints],
+    path: tuple[str, ...],  # noqa: ARG001  what the scan reads: a part of the cache's key
+) -> dict[str, metadata.EntryPoint]:
+    """The installed methods by name. A scan takes milliseconds, and a rule file may hold thousands of unknown names."""
+    return {entry.name: entry for entry in reversed(tuple(scan(group=ENTRY_POINTS)))}
 
 
 def _shape(tensor: TensorInfo | None) -> str:

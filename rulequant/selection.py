@@ -24,8 +24,13 @@ class PatternUse:
     """Modules whose names the glob selects."""
     selected: int = 0
     """Those of them that pass the entry's except, types and layers."""
-    weighty: int = 0
-    """Those of them that own a parameter."""
+    owners: list[ModuleInfo] = field(default_factory=list)
+    """Those of them that own a tensor."""
+
+    @property
+    def weighty(self) -> int:
+        """How many of the selected modules own a tensor."""
+        return len(self.owners)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Selection:
     rules: dict[str, tuple[OriginRule, ...]] = field(default_factory=dict)
     uses: tuple[PatternUse, ...] = ()
     unused_exceptions: tuple[tuple[OriginSkip | OriginRule, Glob], ...] = ()
-    """The `except` patterns that no module's name matches."""
+    """The `except` patterns that leave out nothing of what the patterns beside them name."""
 
     def skips_of(self, info: ModuleInfo) -> tuple[OriginSkip, ...]:
         """The skips that select a module."""
@@ -49,26 +54,17 @@ class Selection:
 
 def select(rules: RuleSet, inventory: Inventory) -> Selection:
     """Match every pattern of the rule set against every module, under its name and its aliases."""
-    entries: list[OriginSkip | OriginRule] = [*rules.skips, *rules.rules]
-    table = _Table(entries)
+    table = _Table([*rules.skips, *rules.rules])
     chosen = GlobSet(table.globs).select(name for info in inventory.modules for name in info.names)
-    matched: set[int] = set()
     skips: dict[str, tuple[OriginSkip, ...]] = {}
     found: dict[str, tuple[OriginRule, ...]] = {}
     for info in inventory.modules:
-        hits = (
-            chosen[info.name].union(*(chosen[alias] for alias in info.aliases)) if info.aliases else chosen[info.name]
-        )
-        if not hits:
-            continue
-        matched |= hits
-        taken = [entry for number, entry in enumerate(entries) if table.takes(number, entry, info, hits)]
-        skips[info.name] = tuple(each for each in taken if isinstance(each, OriginSkip))
-        found[info.name] = tuple(each for each in taken if isinstance(each, OriginRule))
-    unused = tuple(
-        (entries[number], table.globs[index]) for number, index in table.exceptions() if index not in matched
-    )
-    return Selection(skips, found, tuple(table.uses), unused)
+        hits = chosen[info.name].union(*(chosen[alias] for alias in info.aliases))
+        if hits:
+            taken = table.take(info, hits)
+            skips[info.name] = tuple(each for each in taken if isinstance(each, OriginSkip))
+            found[info.name] = tuple(each for each in taken if isinstance(each, OriginRule))
+    return Selection(skips, found, tuple(table.uses), tuple(table.unused_exceptions()))
 
 
 class _Table:
@@ -77,29 +73,48 @@ class _Table:
     def __init__(self, entries: Sequence[OriginSkip | OriginRule]) -> None:
         self.globs: list[Glob] = []
         self.uses: list[PatternUse] = []
-        self._modules: list[list[tuple[int, PatternUse]]] = []
+        self._entries = entries
+        self._patterns: dict[int, tuple[int, PatternUse]] = {}
+        """Of each glob in `modules`: the number of its entry, and its use."""
         self._except: list[frozenset[int]] = []
-        for entry in entries:
-            uses = [PatternUse(entry, glob, position) for position, glob in enumerate(entry.selector.modules)]
-            self._modules.append([(self._add(use.glob), use) for use in uses])
-            self.uses += uses
+        self._used_exceptions: set[int] = set()
+        self._concerned: dict[frozenset[int], dict[int, list[PatternUse]]] = {}
+        for number, entry in enumerate(entries):
+            for position, glob in enumerate(entry.selector.modules):
+                use = PatternUse(entry, glob, position)
+                self.uses.append(use)
+                self._patterns[self._add(glob)] = number, use
             self._except.append(frozenset(self._add(glob) for glob in entry.selector.except_))
 
-    def takes(self, number: int, entry: OriginSkip | OriginRule, info: ModuleInfo, hits: frozenset[int]) -> bool:
-        """Whether an entry selects a module, given the globs that do; counts on the way."""
-        uses = [use for index, use in self._modules[number] if index in hits]
-        if not uses:
-            return False
-        taken = not (hits & self._except[number]) and entry.selector.narrows(info)
-        for use in uses:
-            use.named += 1
-            use.selected += taken
-            use.weighty += taken and bool(info.tensors)
+    def take(self, info: ModuleInfo, hits: frozenset[int]) -> list[OriginSkip | OriginRule]:
+        """The entries that select a module, given the globs that do, in order; counts on the way."""
+        taken = []
+        for number, uses in self._by_entry(hits).items():
+            excluded = hits & self._except[number]
+            self._used_exceptions |= excluded
+            selected = not excluded and self._entries[number].selector.narrows(info)
+            for use in uses:
+                use.named += 1
+                use.selected += selected
+                if selected and info.tensors:
+                    use.owners.append(info)
+            if selected:
+                taken.append(self._entries[number])
         return taken
 
-    def exceptions(self) -> Iterator[tuple[int, int]]:
-        """(entry, glob) indices of all `except` patterns."""
-        return ((number, index) for number, indices in enumerate(self._except) for index in sorted(indices))
+    def unused_exceptions(self) -> Iterator[tuple[OriginSkip | OriginRule, Glob]]:
+        """The `except` patterns that left nothing out."""
+        for entry, exceptions in zip(self._entries, self._except, strict=True):
+            yield from ((entry, self.globs[index]) for index in sorted(exceptions - self._used_exceptions))
+
+    def _by_entry(self, hits: frozenset[int]) -> dict[int, list[PatternUse]]:
+        """The patterns among the hits by entry; most modules of a model share one of a few sets of hits."""
+        if hits not in self._concerned:
+            found: dict[int, list[PatternUse]] = {}
+            for number, use in (self._patterns[index] for index in sorted(hits & self._patterns.keys())):
+                found.setdefault(number, []).append(use)
+            self._concerned[hits] = found
+        return self._concerned[hits]
 
     def _add(self, glob: Glob) -> int:
         self.globs.append(glob)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from rulequant.globs import Glob, GlobError
-from rulequant.inventory import LayerIndex, ModuleInfo
+
+if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule file
+    from rulequant.inventory import LayerIndex, ModuleInfo
 
 __all__ = [
     "GlobPattern",
@@ -23,8 +25,8 @@ __all__ = [
     "type_matches",
 ]
 
-_SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?(?::(-?\d{1,9})?)?")
-_INDEX = re.compile(r"-?\d{1,9}")
+_SLICE = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?(?::(-?\d{1,9})?)?", re.A)
+_INDEX = re.compile(r"-?\d{1,9}", re.A)
 _TYPE = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class LayerSlice:
             # -1 is the last layer: the stop after it is the end, which no integer says.
             return cls(text, index, None if index == -1 else index + 1, None)
         found = _SLICE.fullmatch(text)
-        if not found or text.count(":") > 2:
+        if not found:
             raise ValueError(f"{value!r} is neither an index nor a slice of layers")
         start, stop, step = (int(each) if each else None for each in found.groups())
         if step == 0:
@@ -80,7 +82,7 @@ def _glob(value: Any) -> Glob:
     try:
         return Glob.parse(value)
     except GlobError as error:
-        context = {"code": error.code, "reason": error.message, "remedy": error.remedy}
+        context = {"code": error.code, "reason": error.message, "remedy": error.remedy, "offset": error.offset}
         raise PydanticCustomError("glob", "{reason}", context) from error
 
 
@@ -126,6 +128,7 @@ class _OneOrMoreSchema:
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
         listed = handler(core_schema)
+        listed["minItems"] = listed.pop("minLength")  # pydantic takes what a validator precedes for text
         return {"anyOf": [listed["items"], listed]}
 
 
@@ -135,7 +138,7 @@ OneOrMore = Annotated[tuple[T, ...], BeforeValidator(_one_or_more), Field(strict
 class Selector(BaseModel):
     """A set of modules. A bare string is short for `{modules: ...}`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     modules: OneOrMore[GlobPattern] = Field(
         description="Globs over module names; what is inside a selected module is selected too."

@@ -34,8 +34,10 @@ CASES = {
         "skip_modules: ['**.mlp']\nrules:\n- {modules: '**.mlp.up', scheme: int8}\n",
         "RQ311",
         6,
-        "this rule (`**.mlp.up`) never applies: the skip at line 4 takes all that it selects, "
-        + "and a skip always beats a rule",
+        (
+            "this rule (`**.mlp.up`) never applies: the skip at line 4 takes all that it selects, "
+            "and a skip always beats a rule"
+        ),
     ),
     "subsumed-skip": (
         "skip_modules:\n- '**.mlp'\n- '**.mlp.gate'\n",

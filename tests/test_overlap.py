@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from rulequant.globs import Glob, GlobSet
-from rulequant.overlap import covers, selector_covers
+from rulequant.overlap import GlobCover, SelectorCover, Steps, TooManyStepsError, covers, selector_covers
 from rulequant.selector import Selector
 
 NAMES = [".".join(parts) for length in range(1, 5) for parts in product(("a", "b", "ab"), repeat=length)]
@@ -80,3 +80,35 @@ def test_does_not_cover(wide: str, narrow: str) -> None:
 def test_narrowings_count(wide: dict[str, object], narrow: dict[str, object], expected: bool) -> None:
     """`except`, `types` and `layers` are part of what a selector selects."""
     assert selector_covers(Selector.model_validate(wide), Selector.model_validate(narrow)) is expected
+
+
+def test_many_at_once() -> None:
+    """Among many globs those are found that cover a glob on their own."""
+    globs = [Glob.parse(each) for each in [*PATTERNS, "{a,b}.c", "a{.b,}.a", "**.{a,ab}*"]]
+    cover = GlobCover(globs, Steps(10_000_000))
+    for narrow in globs:
+        alone = {index for index, wide in enumerate(globs) if covers(wide, narrow)}
+        assert cover.of(narrow) == alone, narrow.text
+
+
+def test_all_patterns_must_be_covered_by_one_selector() -> None:
+    """Two selectors that share the patterns of a third do not cover it; one that has them all does."""
+    texts: list[list[str]] = [["**.a"], ["**.b"], ["**.b", "**.a"], ["**.a.c", "**.b.c"]]
+    selectors = [Selector.model_validate({"modules": each}) for each in texts]
+    assert SelectorCover(selectors).of(selectors[3]) == [2, 3]
+
+
+@pytest.mark.parametrize("pattern", ["**", "**.a{}*b"], ids=["same", "wild"])
+def test_gives_up(pattern: str) -> None:
+    """Thousands of globs that are much alike are not compared to the end."""
+    globs = [Glob.parse(pattern.replace("{}", str(number))) for number in range(3000)]
+    cover = GlobCover(globs)
+    with pytest.raises(TooManyStepsError):
+        [cover.of(each) for each in globs]
+
+
+def test_thousands_of_names() -> None:
+    """Thousands of names are no trouble: each is found by its own segments."""
+    globs = [Glob.parse(f"model.layers.{layer}.mlp.experts.{expert}") for layer in range(40) for expert in range(64)]
+    cover = GlobCover(globs)
+    assert all(cover.of(each) == {index} for index, each in enumerate(globs))
