@@ -1,0 +1,214 @@
+"""`rulequant apply`"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rulequant.cli import terminal
+from rulequant.cli.command import Command, format_option, model_options
+from rulequant.cli.sizes import SIZE
+from rulequant.errors import UsageError
+
+if TYPE_CHECKING:
+    from rulequant.plan import Plan
+    from rulequant.ruleset import RuleSet
+    from rulequant.torch.checkpoint.apply import Applied
+    from rulequant.torch.checkpoint.container import ContainerName
+    from rulequant.torch.skeleton import Skeleton
+
+__all__ = ["command"]
+
+EXAMPLES = (
+    "rulequant apply ./all-MiniLM-L6-v2 -o minilm-nf4",
+    "rulequant apply ./llama rules.yaml -o llama-nf4 --max-shard-size 2GB",
+    "rulequant plan ./llama rules.yaml -o plan.json && rulequant apply ./llama --plan plan.json -o llama-nf4",
+)
+
+
+@click.command("apply", cls=Command, examples=EXAMPLES)
+@click.argument("model")
+@click.argument("rules", required=False)
+@click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=Path),
+              help="The folder to write; it must not exist.")  # fmt: skip
+@click.option("--plan", "plan_file", metavar="FILE", type=click.Path(path_type=Path), help="Apply exactly this plan, "
+              "saved by `rulequant plan -o FILE`, instead of RULES.")  # fmt: skip
+@click.option("--max-shard-size", metavar="SIZE", type=SIZE, default="5GB", show_default=True, help="The largest file "
+              "to write, such as 500MB or 2GiB.")  # fmt: skip
+@click.option("--container", type=click.Choice(("auto", "bitsandbytes", "rulequant")), default="auto",
+              show_default=True, help="Who loads OUT: plain transformers (bitsandbytes), or transformers after `import "
+              "rulequant.torch.transformers`. auto: the first, where it can express the plan.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors and warnings only.")
+@format_option()
+@model_options
+def command(
+    model: str,
+    rules: str | None,
+    output: Path,
+    plan_file: Path | None,
+    max_shard_size: int,
+    container: ContainerName,
+    quiet: bool,
+    form: str,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> None:
+    """Quantize the checkpoint folder MODEL into the new folder OUT, which transformers loads.
+
+    MODEL is only read. OUT appears when it is complete and on the disk, and not before: whatever interrupts the run,
+    nothing that looks like a finished checkpoint is left behind.
+
+    Exits 1 if the rules do not fit the model or no checkpoint can hold what they ask for.
+    """
+    if plan_file and rules is not None:
+        raise UsageError("RULES and --plan both say what to do", remedy="give one of the two")
+    _check_model(model)
+    _check_output(output)
+    began = time.monotonic()
+    try:
+        applied = _apply(
+            model, rules, plan_file, output, max_shard_size,
+            container=container, quiet=quiet, trust_remote_code=trust_remote_code, revision=revision,
+        )  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_what_is_left(output)) from interrupt
+    seconds = time.monotonic() - began
+    if not quiet:
+        _summarize(applied, seconds)
+    if form == "json":
+        terminal.data(json.dumps(_record(applied, seconds), indent=1))
+
+
+def _check_model(model: str) -> None:
+    path = Path(model)
+    if path.is_file():
+        raise UsageError(
+            f"{model} is a file, and apply reads a checkpoint", remedy="give the folder that holds the weights"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Say what takes no torch to find out; the full check comes right before writing."""
+    if output.exists():
+        raise UsageError(f"{output} exists", remedy="choose a new folder, or remove it")
+
+
+def _what_is_left(output: Path) -> str:
+    return f"{output} is complete" if output.exists() else f"nothing was written to {output}"
+
+
+def _apply(
+    model: str,
+    rules: str | None,
+    plan_file: Path | None,
+    output: Path,
+    max_shard_bytes: int,
+    *,
+    container: ContainerName,
+    quiet: bool,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> Applied:
+    from rulequant.cli.inputs import read_skeleton, torch_extra
+    from rulequant.cli.progress import choose_progress
+
+    saved = _saved_plan(plan_file) if plan_file else None  # before torch: it may be no plan
+    skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
+    ruleset, plan = (None, saved) if saved else _planned(rules, skeleton)
+    with torch_extra("apply"):
+        from rulequant.torch.checkpoint.apply import apply_to_folder
+
+        with choose_progress(quiet=quiet) as progress:
+            return apply_to_folder(
+                skeleton,
+                plan,
+                output,
+                made_with=ruleset,
+                container=container,
+                max_shard_bytes=max_shard_bytes,
+                progress=progress,
+                notice=terminal.note,
+            )
+
+
+def _saved_plan(path: Path) -> Plan:
+    from rulequant.plan_file import load_plan
+
+    return load_plan(path)
+
+
+def _planned(rules: str | None, skeleton: Skeleton) -> tuple[RuleSet, Plan]:
+    """The rules and the plan to apply, once its warnings are told; errors among them stop apply itself."""
+    from rulequant.cli.inputs import read_rules
+    from rulequant.diagnostics import DiagnosticsError, Severity
+    from rulequant.planner import make_plan
+
+    inventory = skeleton.inventory()
+    ruleset, warnings = read_rules(rules, inventory)
+    plan = make_plan(ruleset, inventory)
+    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is Severity.WARNING)])
+    if not plan.ok:
+        raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
+    return ruleset, plan
+
+
+def _record(applied: Applied, seconds: float) -> dict[str, Any]:
+    facts = applied.plan.summary
+    return {
+        "format_version": 1,
+        "output": str(applied.output),
+        "container": applied.container,
+        "model": applied.plan.model,
+        "rules": applied.plan.rules,
+        "rules_sha256": applied.plan.rules_sha256,
+        "plan_sha256": applied.plan.sha256,
+        "tensors": applied.tensors,
+        "shards": len(set(applied.weight_map.values())),
+        "modules_quantized": facts["quantized"],
+        "bytes_before": facts["bytes_before"],
+        "bytes_after": applied.payload_bytes,
+        "bytes_written": applied.bytes_written,
+        "bits_per_weight": facts["bits_per_weight"],
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _summarize(applied: Applied, seconds: float) -> None:
+    from rulequant.report.text import columns, count, percent, printable, size
+
+    facts = applied.plan.summary
+    before = facts["bytes_before"]
+    shards = count(len(set(applied.weight_map.values())), "shard")
+    peak = _peak_memory()
+    rows = [
+        ("written", printable(f"{applied.output} ({count(applied.tensors, 'tensor')} in {shards})")),
+        ("size", f"{size(before)} -> {size(applied.bytes_written)} ({percent(applied.bytes_written / before)} of it)"),
+        ("bits per weight", f"{facts['bits_per_weight']:.2f}"),
+        ("quantized", f"{count(facts['quantized'], 'module')}, {percent(facts['coverage'])} of the parameters"),
+        ("container", f"{applied.container}, which transformers loads {_loads(applied.container)}"),
+        ("time", f"{seconds:.1f} s"),
+    ]
+    rows += [("peak memory", size(peak))] if peak else []
+    style = terminal.style_of(sys.stderr)
+    for line, (label, _) in zip(columns(rows), rows, strict=True):
+        terminal.message(style.bold(line[: len(label)]) + line[len(label) :])
+
+
+def _loads(container: str) -> str:
+    return "as it is" if container == "bitsandbytes" else "after `import rulequant.torch.transformers`"
+
+
+def _peak_memory() -> int | None:
+    """The most memory that the process held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # https://man7.org/linux/man-pages/man2/getrusage.2.html

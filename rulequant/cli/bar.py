@@ -1,0 +1,66 @@
+"""The progress bar of apply, drawn by rich: bytes, rate, time left and the tensor at hand."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from rulequant.report.text import printable
+
+__all__ = ["Bar"]
+
+_NAME = 48
+"""Columns for the name of a tensor; its end says more than its beginning."""
+
+
+class _TensorColumn(TextColumn):
+    """The name as it is: brackets in it are no markup."""
+
+    def render(self, task: object) -> Text:
+        name = printable(str(getattr(task, "description", "")))
+        return Text(name if len(name) <= _NAME else f"…{name[1 - _NAME :]}", style="dim")
+
+
+class Bar:
+    """A progress bar on stderr."""
+
+    def __init__(self, *, color: bool) -> None:
+        self._progress = Progress(
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            _TensorColumn("{task.description}"),
+            console=Console(stderr=True, no_color=not color),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, total_bytes: int, tensors: int) -> None:  # noqa: ARG002  # the bar counts bytes
+        """Draw the empty bar."""
+        self._task = self._progress.add_task("", total=total_bytes)
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """Move it."""
+        if self._task is not None:
+            self._progress.update(self._task, advance=nbytes, description=tensor)

@@ -1,0 +1,201 @@
+"""What the arguments MODEL and RULES stand for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rulequant.cli import terminal
+from rulequant.errors import MissingExtraError, ModelError, UsageError
+from rulequant.report.text import printable
+
+if TYPE_CHECKING:
+    from rulequant.diagnostics import Diagnostic
+    from rulequant.inventory import Inventory
+    from rulequant.ruleset import RuleSet
+    from rulequant.torch.skeleton import Skeleton
+
+__all__ = ["bundled_for", "load_ruleset", "read_inventory", "read_rules", "read_skeleton", "torch_extra"]
+
+EXTRA = frozenset(
+    {"accelerate", "bitsandbytes", "huggingface_hub", "numpy", "rich", "safetensors", "torch", "transformers"}
+)
+MODEL_FORMS = "give a checkpoint folder, an inventory file, a Hub id, or package.module:callable"
+INSTALL = "pip install 'rulequant[torch]'"
+
+
+def read_inventory(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Inventory:
+    """The inventory of MODEL; torch is imported only where it is not an inventory file.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        MissingExtraError: it takes torch, which is not installed.
+    """
+    from rulequant.inventory_file import is_inventory, load_inventory
+
+    if os.path.isfile(model):  # noqa: PTH113  Path raises for a name that is too long
+        path = Path(model)
+        if not is_inventory(path):
+            raise _no_inventory(path)
+        return load_inventory(path)
+    return read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision).inventory()
+
+
+def read_skeleton(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Skeleton:
+    """MODEL on meta.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be built.
+        MissingExtraError: torch is not installed.
+    """
+    _check_path(model)
+    with torch_extra(f"reading {model}"):
+        from rulequant.torch.skeleton import build_skeleton
+
+        if not os.path.exists(model) and ":" not in model:  # noqa: PTH110
+            terminal.note(f"{printable(model)} is no folder here: asking the Hub")
+        return build_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def _no_inventory(path: Path) -> ModelError:
+    if path.suffix in {".yaml", ".yml"}:
+        return ModelError(f"{path} is a rule file, and MODEL comes first", remedy="write MODEL RULES, in this order")
+    if path.name == "config.json" or path.suffix == ".safetensors":
+        return ModelError(f"{path} is a file, not a checkpoint folder", remedy=f"give its folder: {path.parent}")
+    return ModelError(f"{path} is not an inventory file", remedy="write one with `rulequant inventory MODEL -o FILE`")
+
+
+def _check_path(model: str) -> None:
+    """Say at once what takes no torch to find out; importing it takes seconds."""
+    path, exists = Path(model), os.path.exists(model)  # noqa: PTH110  Path raises for a name that is too long
+    if exists and path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        raise ModelError(f"{path} holds no config.json", remedy="give the folder of a transformers checkpoint")
+    looks_like_path = model.startswith((".", "/", "~")) or model.endswith((".json", ".yaml", ".safetensors"))
+    if looks_like_path and not exists:
+        raise ModelError(f"{model}: no such file or folder", remedy=_near_files(path, MODEL_FORMS))
+
+
+def _near_files(path: Path, otherwise: str) -> str:
+    from rulequant.diagnostics import did_you_mean
+
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208  names are all it takes
+    except FileNotFoundError:
+        return f"{path.parent} does not exist either"
+    except OSError:
+        return otherwise
+    return did_you_mean(path.name, names) or otherwise
+
+
+@contextmanager
+def torch_extra(what: str) -> Iterator[None]:
+    """Around imports of `rulequant.torch`: says what to install, and keeps the libraries from chatting.
+
+    Raises:
+        MissingExtraError: a package of the extra is missing; any other ImportError passes as it is.
+    """
+    _quiet()
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA or _is_installed(package):
+            raise
+        raise MissingExtraError(f"{what} needs {package}, which is not installed", remedy=INSTALL) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # it is half imported
+        return False
+
+
+def _quiet() -> None:
+    """Warnings and progress bars of the libraries are about their own doings; what matters rulequant says itself."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if os.environ.get("RULEQUANT_DEBUG", "") in {"", "0"}:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # it sets its logger's level itself, when it is imported
+        for name in ("bitsandbytes", "torch", "transformers", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+
+
+def read_rules(rules: str | None, inventory: Inventory) -> tuple[RuleSet, list[Diagnostic]]:
+    """The rule set of RULES with its warnings; the bundled one for the model's type where RULES is absent.
+
+    Raises:
+        DiagnosticsError: a rule file has errors.
+        UsageError: there is no such file or bundled name, or no bundled file is for the model.
+    """
+    return load_ruleset(bundled_for(inventory) if rules is None else rules)
+
+
+def load_ruleset(rules: str) -> tuple[RuleSet, list[Diagnostic]]:
+    """The rule set of a file or bundled name, with its warnings.
+
+    Raises:
+        DiagnosticsError: a rule file has errors.
+        UsageError: there is no such file or bundled name.
+    """
+    from rulequant.diagnostics import DiagnosticsError, Severity
+    from rulequant.loader import check_rules
+
+    _check_rules_name(rules)
+    ruleset, diagnostics = check_rules(rules)
+    errors = [each for each in diagnostics if each.severity is Severity.ERROR]
+    if ruleset is None or errors:
+        raise DiagnosticsError(errors)
+    return ruleset, diagnostics
+
+
+def bundled_for(inventory: Inventory) -> str:
+    """The bundled rule file for a model.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from rulequant.library import find, nearest_types
+
+    model_type = inventory.model_type
+    if model_type is None:
+        raise UsageError(f"{inventory.model} has no model_type to choose rules by", remedy="name a rule file: RULES")
+    found = find(model_type)
+    if found is None:
+        near = nearest_types(model_type)
+        nearest = f" (nearest: {', '.join(near)})" if near else ""
+        raise UsageError(
+            f"no bundled rule file is for the model_type `{model_type}`{nearest}",
+            remedy=f"write one: `rulequant init {inventory.model} -o rules.yaml`, or give `causal_lm` or `encoder` as "
+            "RULES; `rulequant rules` lists them",
+        )
+    return found
+
+
+def _check_rules_name(rules: str) -> None:
+    from rulequant.bundled import PREFIX, bundled_names, bundled_path
+    from rulequant.diagnostics import did_you_mean
+
+    if os.path.exists(rules) or bundled_path(rules.removeprefix(PREFIX)):  # noqa: PTH110
+        return
+    if rules.endswith((".yaml", ".yml")) or "/" in rules or os.sep in rules:
+        raise UsageError(
+            f"{rules}: no such rule file", remedy=_near_files(Path(rules), "`rulequant rules` lists the bundled ones")
+        )
+    near = did_you_mean(rules, bundled_names())
+    raise UsageError(
+        f"`{rules}` is neither a rule file nor the name of a bundled one",
+        remedy=near or f"bundled: {', '.join(bundled_names())}",
+    )

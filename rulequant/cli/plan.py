@@ -1,0 +1,114 @@
+"""`rulequant plan`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rulequant.cli import terminal
+from rulequant.cli.command import Command, format_option, model_options
+
+if TYPE_CHECKING:
+    from rulequant.plan import Plan
+
+__all__ = ["command", "is_plan_file"]
+
+EXAMPLES = (
+    "rulequant plan ./all-MiniLM-L6-v2",
+    "rulequant plan inventories/llama-3-8b.json rules/llama.yaml --all",
+    "rulequant plan ./llama rules.yaml -o plan.json",
+)
+
+
+@click.command("plan", cls=Command, examples=EXAMPLES)
+@click.argument("model")
+@click.argument("rules", required=False)
+@click.option("--all", "every", is_flag=True, help="A line for every module, layers not folded.")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Save the plan as JSON, for "
+              "`apply --plan` and for reviews.")  # fmt: skip
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Save a report to open in a browser.")
+@format_option()
+@model_options
+def command(
+    model: str,
+    rules: str | None,
+    every: bool,
+    output: Path | None,
+    html: Path | None,
+    form: str,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> None:
+    """Show what would be quantized, why the rest is not, and the sizes before and after. No weight is read.
+
+    MODEL is a checkpoint folder (its config.json suffices), an inventory file (which needs no torch), a Hub id, or
+    `package.module:callable` for a function that returns an nn.Module. RULES is a rule file or the name of a bundled
+    one; absent, the bundled one for the model's type.
+
+    Exits 1 if the rules do not fit the model.
+    """
+    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.planner import make_plan
+
+    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+    ruleset, warnings = read_rules(rules, inventory)
+    plan = make_plan(ruleset, inventory)
+    terminal.problems(warnings)
+    _save(plan, output, html)
+    if form == "json":
+        terminal.data(json.dumps(plan.to_dict(), indent=1))
+    else:
+        _print(plan, every=every)
+    if not plan.ok:
+        click.get_current_context().exit(1)
+
+
+def _save(plan: Plan, output: Path | None, html: Path | None) -> None:
+    if output:
+        from rulequant.cli.output import write_text
+
+        text = json.dumps(plan.to_dict(), indent=1) + "\n"
+        write_text(output, text, replaces=is_plan_file, what="a plan")
+    if html:
+        from rulequant.cli.output import write_text
+        from rulequant.report.html import GENERATOR, plan_html
+
+        write_text(html, plan_html(plan), replaces=lambda path: GENERATOR in _head(path), what="a report of rulequant")
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.read(2000).decode("utf-8", "replace")
+
+
+def is_plan_file(path: Path) -> bool:
+    """Whether a file looks like a saved plan."""
+    return '"rules_sha256"' in _head(path)
+
+
+def _print(plan: Plan, *, every: bool) -> None:
+    from rulequant.report.findings import findings
+    from rulequant.report.overview import in_order
+    from rulequant.report.plantext import plan_text
+
+    style = terminal.style_of(sys.stdout)
+    if not (terminal.is_terminal(sys.stdout) and _rich_table(plan, every=every)):
+        terminal.data(plan_text(plan, every=every, style=style))
+    if plan.diagnostics:
+        terminal.data("\n" + findings(in_order(plan.diagnostics), "full", style=style))
+
+
+def _rich_table(plan: Plan, *, every: bool) -> bool:
+    """Print with rich, which fits the table to the terminal; whether it is installed."""
+    try:
+        from rulequant.cli.table import print_plan
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rich":
+            raise
+        return False
+    print_plan(plan, every=every)
+    return True

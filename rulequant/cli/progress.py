@@ -1,0 +1,105 @@
+"""How far apply is: a bar on a terminal, a line now and then in a log, nothing with --quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from rulequant.cli import terminal
+from rulequant.report.text import printable, size
+
+__all__ = ["LogProgress", "ProgressDisplay", "Silent", "choose_progress"]
+
+INTERVAL = 5.0
+"""Seconds between two lines of a log."""
+
+
+class ProgressDisplay(AbstractContextManager["ProgressDisplay"], Protocol):
+    """What `apply_to_folder` tells how far it is, for as long as the run lasts."""
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        """The source bytes to read in all, and the number of tensors."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """A source tensor is done."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        """Nothing."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """Nothing."""
+
+
+class LogProgress(Silent):
+    """Writes plain lines to stderr, at most one every few seconds, and one at the end."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._clock = write, clock
+        self._total = self._tensors = self._done = self._count = 0
+        self._began = self._last = clock()
+
+    def __enter__(self) -> LogProgress:
+        return self
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._tensors = total_bytes, tensors
+        self._began = self._last = self._clock()
+        self._write(f"reading {tensors:,} tensors, {size(total_bytes)}")
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """Say how far it is, if the last line is long enough ago."""
+        self._done += nbytes
+        self._count += 1
+        now = self._clock()
+        if now - self._last < INTERVAL:
+            return
+        self._last = now
+        self._write(self._line(tensor, now - self._began))
+
+    def _line(self, tensor: str, seconds: float) -> str:
+        rate = self._done / seconds if seconds > 0 else 0.0
+        left = f", {_duration((self._total - self._done) / rate)} left" if rate else ""
+        share = self._done / self._total if self._total else 1.0
+        return (
+            f"{share:4.0%}  {self._count:,} of {self._tensors:,} tensors, {size(self._done)}, "
+            f"{size(int(rate))}/s{left}, {printable(tensor)}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `3:20 min`, `1:05 h`"""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+def choose_progress(*, quiet: bool) -> ProgressDisplay:
+    """The display for stderr as it is now."""
+    if quiet:
+        return Silent()
+    if terminal.is_terminal(sys.stderr):
+        try:
+            from rulequant.cli.bar import Bar
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "rich":
+                raise
+        else:
+            return Bar(color=terminal.uses_color(sys.stderr))
+    return LogProgress(terminal.note)

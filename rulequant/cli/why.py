@@ -1,0 +1,48 @@
+"""`rulequant why`"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from rulequant.cli import terminal
+from rulequant.cli.command import Command, format_option, model_options
+
+__all__ = ["command"]
+
+EXAMPLES = (
+    "rulequant why ./all-MiniLM-L6-v2 pooler.dense",
+    "rulequant why inventories/llama.json rules.yaml model.layers.0.self_attn.q_proj",
+)
+
+
+@click.command("why", cls=Command, examples=EXAMPLES)
+@click.argument("model")
+@click.argument("rest", metavar="[RULES] MODULE", nargs=-1, required=True)
+@format_option()
+@model_options
+def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: bool, revision: str | None) -> None:
+    """Show each test of the predicate and each skip and rule tried for one module, and which decided.
+
+    MODULE is the name that `plan --all` shows. Skips and rules that miss by little are marked with `~`.
+    """
+    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.report.whytext import contents_text, trace_text
+    from rulequant.trace import contents, find_module, trace
+
+    if len(rest) > 2:
+        raise click.UsageError(f"`{rest[2]}` is one argument too many: write MODEL [RULES] MODULE")
+    rules, module = (None, *rest) if len(rest) == 1 else rest
+    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+    info = find_module(str(module), inventory)
+    ruleset, warnings = read_rules(rules, inventory)
+    terminal.problems(warnings)
+    style = terminal.style_of(sys.stdout)
+    if info.tensors:
+        traced = trace(info, ruleset, inventory)
+        terminal.data(json.dumps(traced.to_dict(), indent=1) if form == "json" else trace_text(traced, style))
+    else:
+        inside = contents(info, ruleset, inventory)
+        terminal.data(json.dumps(inside.to_dict(), indent=1) if form == "json" else contents_text(inside, style))

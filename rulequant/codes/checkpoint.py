@@ -1,0 +1,44 @@
+"""RQ501 to RQ505: what no checkpoint can express, or not the one that was asked for."""
+
+from __future__ import annotations
+
+from rulequant.codes.entry import Code, error
+
+__all__ = ["CODES"]
+
+CODES: tuple[Code, ...] = (
+    error(
+        "RQ501",
+        "the plan quantizes nothing",
+        what="Not one module of the model would be quantized.",
+        why="The output would be a copy of the input under a name that promises otherwise. `rulequant plan` says for "
+        "each module why not.",
+    ),
+    error(
+        "RQ502",
+        "bitsandbytes cannot load the method",
+        what="A `bitsandbytes` checkpoint was asked for, and a scheme uses a method of another package.",
+        why="Plain transformers would not know the tensors. Leave `--container` at `auto`, or change the scheme.",
+    ),
+    error(
+        "RQ503",
+        "4-bit and int8 in one bitsandbytes checkpoint",
+        what="A `bitsandbytes` checkpoint was asked for, and the plan mixes 4-bit and int8 modules.",
+        why="transformers loads one or the other, by one switch in config.json. Leave `--container` at `auto`, or use "
+        "one method.",
+    ),
+    error(
+        "RQ504",
+        "settings that one bitsandbytes checkpoint shares",
+        what="A `bitsandbytes` checkpoint was asked for, and its schemes differ in a setting that config.json holds "
+        "once: `compute_dtype` and `quant_storage` of 4-bit schemes, `threshold` of int8 schemes.",
+        why="All modules would get the first scheme's value.",
+    ),
+    error(
+        "RQ505",
+        "transformers would decide otherwise",
+        what="A `bitsandbytes` checkpoint was asked for, and no skip list makes transformers' own matcher decide as "
+        "the plan does. The message names the module in dispute.",
+        why="The model would load with a module quantized that was written plain, or the reverse.",
+    ),
+)

@@ -1,0 +1,117 @@
+"""RQ401 to RQ410: what a rule set and a model say about each other."""
+
+from __future__ import annotations
+
+from rulequant.codes.entry import Code, error, warning
+
+__all__ = ["CODES"]
+
+CODES: tuple[Code, ...] = (
+    error(
+        "RQ401",
+        "a pattern matches nothing",
+        what="A pattern of a skip or a rule selects no module of the model, or of any of the models given to "
+        "`validate --model`; or it names some, and `except`, `types` and `layers` leave none.",
+        why="It is misspelt, or the model is another than was meant. Where a sibling of the family lacks the part, say "
+        "so with `optional: true`.",
+        wrong="""
+extends: causal_lm
+skip_modules:
+  - "**.mlp.gat"
+""",
+        right="""
+extends: causal_lm
+skip_modules:
+  - "**.mlp.gate"
+""",
+    ),
+    warning(
+        "RQ402",
+        "an entry decides nothing",
+        what="Everything that the rule or skip selects in this model was taken by an entry before it.",
+        why="It has no effect on this model. Matches are counted before precedence, so it is not misspelt.",
+    ),
+    warning(
+        "RQ403",
+        "an entry selects no quantizable module",
+        what="The rule or skip selects modules, but none whose class is in `quantizable_types`.",
+        why="They would stay as they are without it. If they should be quantized, list their class.",
+    ),
+    warning(
+        "RQ404",
+        "an exception matches nothing",
+        what="A pattern under `except` matches no module of the model.",
+        why="The exception is misspelt, and what it should let through is held back.",
+    ),
+    error(
+        "RQ405",
+        "the rules are for another family",
+        what="`models` lists the model types that the file is for, and the model's is not among them.",
+        why="Patterns of another family match by chance or not at all.",
+        wrong="""
+extends: causal_lm
+models: [t5]
+""",
+        right="""
+extends: causal_lm
+models: [llama]
+""",
+    ),
+    error(
+        "RQ406",
+        "too little would be quantized",
+        what="The share of the parameters that would be quantized is below `expect.min_quantized` or "
+        "`expect.min_quantized_layers`. The message names the heaviest module left out.",
+        why="A change of the model or of the rules left out more than its author promised.",
+        wrong="""
+extends: causal_lm
+expect: {min_quantized: 1.0}
+""",
+        right="""
+extends: causal_lm
+expect: {min_quantized_layers: 0.9}
+""",
+    ),
+    error(
+        "RQ407",
+        "nothing says how to quantize",
+        what="The file has no `scheme` and no `rules`, its own or inherited.",
+        why="There is no default method.",
+        wrong="""
+name: empty
+""",
+        right="""
+extends: causal_lm
+""",
+    ),
+    warning(
+        "RQ408",
+        "a heavy class is passed over",
+        what="A class that holds at least one percent of the parameters is not in `quantizable_types`, and no skip "
+        "names its modules. Embeddings are not counted.",
+        why="Fused experts and custom linear layers keep most of some models in full precision without a word. List "
+        "the class, or skip its modules and say why.",
+    ),
+    warning(
+        "RQ409",
+        "a pattern matches only in some of the models",
+        what="`validate --model` was given several models, and the pattern matches in some of them only. The message "
+        "names those in which it does not.",
+        why="Where members of a family differ, `optional: true` says that this is known.",
+    ),
+    warning(
+        "RQ410",
+        "no given model is of the file's family",
+        what="`validate --model` was given models, and the file's `models` lists the type of none of them.",
+        why="The patterns of the file were not checked against anything.",
+    ),
+    warning(
+        "RQ411",
+        "a scheme holds a module with a reservation",
+        what="The method can hold the module, and says what to know first. The built-in one: in_features is no "
+        "multiple of the blocksize, so a block of values reaches over two rows.",
+        why="The CPU kernels of bitsandbytes (seen in 0.50.2) dequantize such rows wrongly without an error. Layers "
+        "made by rulequant, in memory or from a checkpoint in the `rulequant` container, go round these kernels; a "
+        "plain `bitsandbytes` checkpoint is run by the layers of bitsandbytes itself.",
+    ),
+)
