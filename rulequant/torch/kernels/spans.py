@@ -1,0 +1,71 @@
+"""How the kernels cut their work: chunks that stay in the cache, spans of chunks for each thread, scratch memory."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHUNK", "in_parallel", "scratch"]
+
+CHUNK = 1 << 17
+"""Elements that go through all steps together.
+
+Smaller would be better for the cache (64 Ki is), but worse for threads: between two calls into numpy a thread holds
+the interpreter lock, and when two want it at the same time the one that waits sleeps longer than a short call takes.
+"""
+
+CHUNKS_A_SPAN = 4
+"""Chunks that a thread takes at a time: about a millisecond of work, so that handing out costs little."""
+
+
+def in_parallel(work: Callable[[int, int], None], total: int, *, chunk: int, threads: int) -> None:
+    """Call `work(start, stop)` for all of [0, total) in spans of whole chunks, on so many threads.
+
+    Python threads suffice: numpy releases the interpreter lock in all that takes long here.
+
+    Raises:
+        ValueError: fewer than one thread.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    span = chunk * CHUNKS_A_SPAN
+    starts = range(0, total, span)
+
+    def work_on(start: int) -> None:
+        # What is not finite is found by its bits, after arithmetic that may overflow. The setting is the thread's own.
+        with np.errstate(all="ignore"):
+            work(start, min(start + span, total))
+
+    if threads == 1 or len(starts) < 2:
+        for start in starts:
+            work_on(start)
+        return
+    with ThreadPoolExecutor(min(threads, len(starts))) as pool:
+        # Drawing the results raises what a thread raised.
+        list(pool.map(work_on, starts))
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.memory: dict[str, NDArray[np.uint8]] = {}
+
+
+_SCRATCH = _Scratch()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """An array of the calling thread with anything in it; the next call with the name gives the same memory.
+
+    It is allocated once per thread, because fresh pages cost more than the arithmetic on them.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = _SCRATCH.memory.get(name)
+    if memory is None or len(memory) < size:
+        memory = _SCRATCH.memory[name] = np.empty(size, np.uint8)
+    return memory[:size].view(dtype).reshape(shape)

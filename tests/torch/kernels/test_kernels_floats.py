@@ -1,0 +1,81 @@
+"""Floats as bit patterns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stock_kernels import DTYPES, finite_patterns, same_bits
+from torch import Tensor
+
+from rulequant.torch.kernels.floats import bits_of, check_source, magnitude_maxima, through_float16, to_float32
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param(torch.zeros(4, dtype=torch.float64), "torch.float64; allowed: torch.bfloat16, torch", id="f64"),
+        pytest.param(torch.zeros(4, dtype=torch.int8), "cannot quantize torch.int8", id="int"),
+        pytest.param(torch.zeros(4, device="meta"), "on meta, these kernels run on the CPU", id="meta"),
+        pytest.param(torch.zeros(2, 2), r"expected 1 contiguous dimensions, got shape \[2, 2\]", id="dimensions"),
+        pytest.param(torch.zeros(8)[::2], r"with strides \[2\]; call .contiguous\(\)", id="strides"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_refused(values: Tensor, message: str) -> None:
+    """What is wrong, what is allowed, and what to do."""
+    with pytest.raises(ValueError, match=message):
+        check_source(values, dimensions=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_pattern_as_float32(dtype: torch.dtype) -> None:
+    """Infinities, NaN and subnormal numbers too."""
+    values = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    floats = torch.from_numpy(to_float32(bits_of(values), dtype, np.empty(65536, np.float32)))
+    assert torch.equal(floats.isnan(), values.isnan())
+    number = ~values.isnan()
+    assert same_bits(floats[number], values.float()[number])
+
+
+def test_float32_is_not_copied() -> None:
+    """Its patterns are read in place."""
+    values = torch.randn(100)
+    floats = to_float32(bits_of(values), torch.float32, np.empty(100, np.float32))
+    assert floats.ctypes.data == values.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_to_float16(dtype: torch.dtype) -> None:
+    """Every value of the 16-bit dtypes, and for float32 all ties between float16's numbers, with their neighbours."""
+    if dtype == torch.float32:
+        numbers = finite_patterns(torch.float16).float()
+        ties = (numbers[:-1] + numbers[1:]) / 2
+        values = torch.cat([numbers, ties, ties.nextafter(torch.tensor(9e9)), ties.nextafter(torch.tensor(-9e9))])
+    else:
+        values = finite_patterns(dtype)
+        values = values[values.float().abs() <= 65504]
+    rounded = torch.from_numpy(through_float16(bits_of(values), dtype, np.empty(len(values), np.float32)))
+    # Equal but for the sign of zero, which int8 has not.
+    assert torch.equal(rounded, values.to(torch.float16).float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1, 3, 32, 64, 100, 128, 256, 300, 4096])
+def test_maxima_of_rows(dtype: torch.dtype, columns: int) -> None:
+    """Short rows, long rows, and rows that are no whole number of words."""
+    rows = torch.randn(37, columns, generator=torch.Generator().manual_seed(columns)).to(dtype)
+    rows[3] = 0
+    rows[4] = -0.0
+    maxima = torch.from_numpy(magnitude_maxima(bits_of(rows))).view(dtype)
+    assert same_bits(maxima, rows.abs().amax(dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [64, 1024])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_the_largest(dtype: torch.dtype, columns: int, value: float) -> None:
+    """Wherever it is, and with whichever sign."""
+    rows = torch.ones(columns, columns, dtype=dtype)
+    rows.fill_diagonal_(value)
+    maxima = torch.from_numpy(magnitude_maxima(bits_of(rows))).view(dtype)
+    assert not torch.isfinite(maxima).any()
