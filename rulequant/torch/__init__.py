@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from rulequant.diagnostics import DiagnosticsError, Severity
+from rulequant.errors import UsageError
 from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
@@ -30,7 +31,14 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     Raises:
         DiagnosticsError: the rule file has errors. What the rules get wrong about this model is in
             `Plan.diagnostics` instead.
+        ModelError: the model holds a tensor that has no shape or no known dtype yet.
+        UsageError: the model is no `nn.Module`.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"the model is a {type(model).__name__}, not an nn.Module",
+            remedy="load it first; for a checkpoint folder there is rulequant.torch.apply_checkpoint",
+        )
     ruleset = rules if isinstance(rules, RuleSet) else load_rules(rules)
     return make_plan(ruleset, inspect_model(model))
 
@@ -38,10 +46,16 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
 def apply(model: nn.Module, rules: Rules) -> Plan:
     """Quantize a model in place by its rules, and return the plan that was carried out.
 
-    A model on meta becomes the prepared skeleton that weights are later loaded into.
+    A model on meta becomes the prepared skeleton that weights are later loaded into. To write a checkpoint of a
+    transformers model use `apply_checkpoint`: this function does not touch `model.config`.
 
     Raises:
-        DiagnosticsError: the rule file has errors, or does not fit the model; the model is then unchanged.
+        DiagnosticsError: the rule file has errors, or does not fit the model.
+        ModelError: a module cannot be replaced where it stands.
+        NotFiniteError: a weight holds a value that cannot be encoded.
+        UsageError: the model is no `nn.Module`, or no installed package provides a method.
+
+    Whichever is raised, the model is unchanged.
     """
     made = plan(model, rules)
     if not made.ok:
@@ -55,11 +69,14 @@ def apply_checkpoint(
     rules: Rules | Plan,
     output: str | os.PathLike[str],
     *,
+    container: Literal["auto", "bitsandbytes", "rulequant"] = "auto",
+    max_shard_bytes: int = 5_000_000_000,
     trust_remote_code: bool = False,
 ) -> Plan:
     """Quantize a checkpoint folder into a new one, tensor by tensor, and return the plan that was carried out.
 
-    The output loads with plain transformers. It appears complete or not at all; the source is only read.
+    The output loads with plain transformers, or after `import rulequant.torch.transformers` where stock transformers
+    cannot express the plan. It appears complete or not at all; the source is only read.
 
     Raises:
         DiagnosticsError: the rule file has errors, does not fit the model, or no checkpoint can express the plan.
@@ -72,4 +89,4 @@ def apply_checkpoint(
 
     ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
     skeleton = build_skeleton(os.fspath(source), trust_remote_code=trust_remote_code)
-    return apply_to_folder(skeleton, ready, Path(output)).plan
+    return apply_to_folder(skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes).plan

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from rulequant.errors import ModelError
 from rulequant.inventory import Inventory, Kind, LayerIndex, ModuleInfo, TensorInfo
+from rulequant.torch.experts import expert_parameters
 from rulequant.torch.weight_readers import weight_reads
 
-__all__ = ["inspect_model", "is_conv1d"]
+__all__ = ["inspect_model", "is_conv1d", "kind_of", "with_dtypes"]
 
 _HEAD_ROOT = re.compile(r"For(?!ConditionalGeneration|CausalLM|PreTraining)[A-Z]")
 """Names of model classes whose direct Linear children are heads even where no base model can be told apart."""
@@ -38,18 +41,19 @@ def inspect_model(model: nn.Module, *, name: str | None = None) -> Inventory:
     """
     visits = _walk(model)
     outputs = _output_embeddings(model)
+    roots = _roots(visits)
     context = _Context(
         owners=_tensor_owners(visits),
         outputs={id(each) for each in outputs},
         output_parameters={id(each) for module in outputs for each in module.parameters()},
-        heads={id(each) for each in _output_heads(model)},
-        keep=_keep_in_fp32(model),
+        heads={id(each) for _, root in roots for each in _output_heads(root)},
+        keep=tuple((prefix, declared) for prefix, root in roots if (declared := _keep_in_fp32(root))),
     )
-    config = getattr(model, "config", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     return Inventory(
         model=name or type(model).__name__,
         modules=tuple(_info(visit, context) for visit in visits),
-        model_type=getattr(config, "model_type", None) or None,
+        model_type=model_type if isinstance(model_type, str) and model_type else None,
         architecture=type(model).__name__,
         versions=_versions(type(model)),
     )
@@ -68,47 +72,53 @@ class _Context:
     outputs: set[int]
     output_parameters: set[int]
     heads: set[int]
-    keep: tuple[str, ...]
+    keep: tuple[tuple[str, tuple[str, ...]], ...]
+    """(prefix of a model's name, what it declares to be kept in float32)."""
 
 
 def _walk(model: nn.Module) -> list[_Visit]:
     """All modules in the order of `named_modules()`, each once, with every name it goes by."""
     seen: dict[int, _Visit] = {}
-
-    def visit(name: str, module: nn.Module, layer: LayerIndex | None, path: frozenset[int]) -> None:
-        known = seen.get(id(module))
-        if known:
-            known.aliases.append(name)
-        else:
-            seen[id(module)] = _Visit(name, module, layer)
-        if id(module) in path:  # a module that contains itself
-            return
-        stack = isinstance(module, nn.ModuleList) and layer is None
-        for index, (segment, child) in enumerate(module._modules.items()):
-            if child is not None:
-                inner = LayerIndex(index, len(module)) if stack and isinstance(module, nn.ModuleList) else layer
-                visit(f"{name}.{segment}" if name else segment, child, inner, path | {id(module)})
-
-    visit("", model, None, frozenset())
+    _visit(seen, "", model, None, frozenset())
     visits = list(seen.values())
     _mark_readers(visits)
     return visits
+
+
+# No closure inside `_walk`: one that calls itself is a reference cycle, which would keep the weights alive.
+def _visit(
+    seen: dict[int, _Visit], name: str, module: nn.Module, layer: LayerIndex | None, path: frozenset[int]
+) -> None:
+    known = seen.get(id(module))
+    if known:
+        known.aliases.append(name)
+    else:
+        seen[id(module)] = _Visit(name, module, layer)
+    if id(module) in path:  # a module that contains itself
+        return
+    stack = isinstance(module, nn.ModuleList) and layer is None
+    for index, (segment, child) in enumerate(module._modules.items()):
+        if child is not None:
+            inner = LayerIndex(index, len(module._modules)) if stack else layer
+            _visit(seen, f"{name}.{segment}" if name else segment, child, inner, path | {id(module)})
 
 
 def _mark_readers(visits: list[_Visit]) -> None:
     by_module = {id(each.module): each for each in visits}
     for visit in visits:
         for path, reader in weight_reads(visit.module).items():
-            target = _descend(visit.module, path)
-            if target is not None and id(target) in by_module:
+            for target in _descend(visit.module, path.split(".")):
                 by_module[id(target)].reader = reader
 
 
-def _descend(module: nn.Module, path: str) -> nn.Module | None:
-    found: nn.Module | None = module
-    for segment in path.split("."):
-        found = found._modules.get(segment) if found is not None else None
-    return found
+def _descend(module: nn.Module, path: list[str]) -> Iterator[nn.Module]:
+    """The modules at a path below a module; `*` in it is any child."""
+    if not path:
+        yield module
+        return
+    for name, child in module._modules.items():
+        if child is not None and path[0] in {name, "*"}:
+            yield from _descend(child, path[1:])
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -136,26 +146,36 @@ def _info(visit: _Visit, context: _Context) -> ModuleInfo:
     return ModuleInfo(
         name=visit.name,
         type=type(module).__name__,
-        kind=_kind(module),
+        kind=kind_of(module),
         tensors=tuple(_tensor_info(visit.name, *each, context) for each in tensors),
         aliases=tuple(visit.aliases),
         layer=visit.layer,
         output_embedding=is_output,
         output_head=id(module) in context.heads and not is_output,
         shares_output_embedding=not is_output and any(id(each) in context.output_parameters for _, each, _ in tensors),
-        keep_in_fp32=bool(tensors) and _matches_stock(visit.name, context.keep),
+        keep_in_fp32=bool(tensors) and any(_kept(visit.name, *each) for each in context.keep),
         weight_reader=visit.reader,
     )
 
 
 def _tensor_info(module: str, name: str, tensor: torch.Tensor, buffer: bool, context: _Context) -> TensorInfo:
     full = f"{module}.{name}" if module else name
+    if is_lazy(tensor):
+        raise ModelError(
+            f"`{full}` has no shape yet: its module is initialized by its first forward pass",
+            remedy="run the model once before",
+        )
     owner = context.owners[id(tensor)]
     dtype = str(tensor.dtype).removeprefix("torch.")
     return TensorInfo(name, tuple(tensor.shape), dtype, buffer=buffer, tied_to=owner if owner != full else None)
 
 
-def _kind(module: nn.Module) -> Kind:
+def kind_of(module: nn.Module) -> Kind:
+    """How a module uses its weight."""
+    if expert_parameters(module):
+        return "experts"
+    if module._modules:  # adapters, parametrizations: there is more to it than its own weight
+        return "other"
     if is_conv1d(module):
         return "conv1d"
     if isinstance(module, nn.Linear):
@@ -188,6 +208,16 @@ def _declared_output(module: nn.Module) -> Iterable[nn.Module]:
     return [each for each in candidates if isinstance(each, nn.Module)]
 
 
+def _roots(visits: list[_Visit]) -> list[tuple[str, nn.Module]]:
+    """(prefix of the names, model) of the outermost models of transformers: the model itself, or those it wraps."""
+    found: list[tuple[str, nn.Module]] = []
+    for visit in visits:
+        declares = hasattr(type(visit.module), "base_model_prefix")
+        if declares and not any(visit.name.startswith(prefix) for prefix, _ in found):
+            found.append((f"{visit.name}." if visit.name else "", visit.module))
+    return found
+
+
 def _output_heads(model: nn.Module) -> Iterator[nn.Module]:
     """The Linear layers of heads: direct children of the model beside its base model, and those in ...Head modules."""
     base = getattr(model, "base_model", model)
@@ -210,23 +240,18 @@ def _keep_in_fp32(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(declared))
 
 
-def _matches_stock(name: str, declared: tuple[str, ...]) -> bool:
+def _kept(name: str, prefix: str, declared: tuple[str, ...]) -> bool:
     """Whether transformers would keep a module for this declaration: by its own matcher, so that both agree."""
-    if not declared:
+    if not name.startswith(prefix):
         return False
-    from transformers.quantizers.quantizers_utils import (
-        should_convert_module,
-    )  # only models of transformers declare
+    from transformers.quantizers.quantizers_utils import should_convert_module  # only its models declare
 
-    return not should_convert_module(name, list(declared))
+    return not should_convert_module(name.removeprefix(prefix), list(declared))
 
 
 def _versions(model_class: type[Any]) -> dict[str, str]:
     packages = {"torch", model_class.__module__.split(".")[0]} & {"torch", "transformers", "diffusers"}
     return {each: metadata.version(each) for each in sorted(packages)}
-
-
-__all__ += ["with_dtypes"]
 
 
 def with_dtypes(inventory: Inventory, dtypes: dict[str, str]) -> Inventory:

@@ -26,6 +26,8 @@ __all__ = ["Skeleton", "build_skeleton"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BUILDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MODEL_CLASS = re.compile(r"(?!Auto|PreTrained)\w+(Model|For[A-Z]\w+)")
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,26 @@ def build_skeleton(model: str, *, trust_remote_code: bool = False, revision: str
         ModelError: there is no such model, its config cannot be read, or its class cannot be built.
         CheckpointError: the folder's weights cannot be trusted.
     """
-    if ":" in model and not Path(model).exists():
+    path = Path(model)
+    exists = _exists(path)
+    if not exists and _CALLABLE.fullmatch(model):
         return _from_callable(model)
-    folder = Path(model) if Path(model).is_dir() else None
-    if folder is None and (Path(model).exists() or _looks_like_path(model)):
+    folder = path if exists and path.is_dir() else None
+    if folder is None and (exists or _looks_like_path(model)):
         raise _no_such_folder(model)
     config = _config(model, folder, trust_remote_code=trust_remote_code, revision=revision)
-    dtype = _dtype(config, folder)
+    dtype = _dtype(config, model, folder)
+    found = _remote_class(config, model, revision) if trust_remote_code else None
     with _building(model, dtype), torch.device("meta"):
-        built = _model_class(config, model, trust_remote_code=trust_remote_code)(config)
+        built = (found or _model_class(config, model))(config)
     return Skeleton(model, built.eval(), dtype, folder)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _looks_like_path(model: str) -> bool:
@@ -107,29 +119,49 @@ def _no_such_folder(model: str) -> ModelError:
         )
     if not path.parent.is_dir():
         return ModelError(f"{model}: no such folder", remedy=f"{path.parent} does not exist either")
-    near = did_you_mean(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
-    return ModelError(f"{model}: no such folder", remedy=near or "give a folder that holds config.json")
+    return ModelError(f"{model}: no such folder", remedy=_near(path) or "give a folder that holds config.json")
+
+
+def _near(path: Path) -> str | None:
+    """The folders that a misspelt path may mean."""
+    try:
+        return did_you_mean(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+    except OSError:
+        return None
 
 
 def _from_callable(model: str) -> Skeleton:
     """Call `package.module:callable` for a model; on meta, unless it puts its tensors elsewhere itself."""
-    module_name, _, attribute = model.partition(":")
-    if str(Path.cwd()) not in sys.path:  # as python -m and pytest do: the user's own module lies here
-        sys.path.insert(0, str(Path.cwd()))
+    target = _import(model)
     try:
-        target: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            target = getattr(target, part)
         with torch.device("meta"):
             built = target()
     except RulequantError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{model} cannot be called: {type(error).__name__}: {error}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"{model} returns {type(built).__name__}, not an nn.Module")
     first = next((each for each in built.parameters() if each.is_floating_point()), None)
     return Skeleton(model, built.eval(), first.dtype if first is not None else torch.float32)
+
+
+def _import(model: str) -> Any:
+    module_name, _, attribute = model.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as python -m and pytest do: the user's own module lies here
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        target: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
+            remedy="install it, or run in the folder that holds it",
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise ModelError(f"{module_name} has no `{attribute}`", remedy=did_you_mean(part, dir(target)))
+        target = getattr(target, part)
+    return target
 
 
 def _config(model: str, folder: Path | None, *, trust_remote_code: bool, revision: str | None) -> Any:
@@ -140,15 +172,22 @@ def _config(model: str, folder: Path | None, *, trust_remote_code: bool, revisio
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = (
-            None if folder else "is it a folder that exists, or the id of a model that the Hub has and you may read?"
-        )
-        raise ModelError(f"{model}: the config cannot be read: {first_line}", remedy=remedy) from error
+        asked = "is it a folder that exists, or the id of a model that the Hub has and you may read?"
+        remedy = None if folder else _near(Path(model)) or asked
+        raise ModelError(f"{model}: the config cannot be read: {_gist(error)}", remedy=remedy) from error
+
+
+def _gist(error: Exception) -> str:
+    """The first sentence of a message of many lines."""
+    lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [type(error).__name__]
+    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1])
 
 
 def _check_config_file(folder: Path, *, trust_remote_code: bool) -> None:
     path = folder / "config.json"
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ModelError(f"{path} is not a file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -159,7 +198,7 @@ def _check_config_file(folder: Path, *, trust_remote_code: bool) -> None:
         raise ModelError(
             f"{folder} holds no config.json", remedy="give the folder of a transformers checkpoint"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not a JSON object")
@@ -167,51 +206,79 @@ def _check_config_file(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def _check_model_type(path: Path, data: dict[str, Any], *, trust_remote_code: bool) -> None:
-    from transformers import CONFIG_MAPPING
+    import transformers
 
-    model_type = data.get("model_type")
-    if "auto_map" in data and not trust_remote_code and model_type not in CONFIG_MAPPING:
+    known, model_type = list(transformers.CONFIG_MAPPING), data.get("model_type")
+    if model_type in known or ("auto_map" in data and trust_remote_code):
+        return
+    if "auto_map" in data:
         raise ModelError(
             f"{path}: the model `{model_type}` brings its own code",
             remedy="read it, then pass --trust-remote-code",
         )
-    if "auto_map" in data or model_type in CONFIG_MAPPING:
-        return
-    import transformers
+    if not isinstance(model_type, str):
+        found = f"is {model_type!r}" if "model_type" in data else "is missing"
+        raise ModelError(
+            f"{path}: `model_type`, the name of an architecture of transformers, {found}",
+            remedy="give the folder of a transformers checkpoint",
+        )
+    near = did_you_mean(model_type, known)
+    raise ModelError(
+        f"{path}: transformers does not know the model_type {model_type!r}",
+        remedy=near or f"transformers {transformers.__version__} has {len(known)} types; a newer one may have it",
+    )
 
-    known = [str(each) for each in CONFIG_MAPPING]
-    remedy = did_you_mean(str(model_type), known) or f"transformers {transformers.__version__} has {len(known)} types"
-    raise ModelError(f"{path}: transformers does not know the model_type {model_type!r}", remedy=remedy)
+
+def _remote_class(config: Any, model: str, revision: str | None) -> Any:
+    """The class that a checkpoint brings along: the one of its `architectures`, or else for causal language models."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    auto_map = getattr(config, "auto_map", None) or {}
+    references = {key: each for key, each in auto_map.items() if key.startswith("AutoModel") and isinstance(each, str)}
+    saved = [each for each in references.values() if each.rpartition(".")[2] in (config.architectures or ())]
+    defaults = [references[key] for key in ("AutoModelForCausalLM", "AutoModel") if key in references]
+    reference = next(iter([*saved, *defaults]), None)
+    if reference is None:
+        return None
+    try:
+        return get_class_from_dynamic_module(reference, model, revision=revision)
+    except Exception as error:
+        raise ModelError(f"{model}: its code cannot be loaded: {type(error).__name__}: {_gist(error)}") from error
 
 
-def _model_class(config: Any, model: str, *, trust_remote_code: bool) -> Any:
+def _model_class(config: Any, model: str) -> Any:
     """The class that the checkpoint was saved from, or the one that transformers would choose for the config."""
     import transformers
 
-    architecture = next(iter(getattr(config, "architectures", None) or []), None)
-    if architecture and trust_remote_code and getattr(config, "auto_map", None):
-        return _remote_class(config, model)
-    if architecture is None:
-        auto = transformers.AutoModelForCausalLM
-        chosen = auto if type(config) in auto._model_mapping else transformers.AutoModel
-        return chosen._model_mapping[type(config)]
-    found = getattr(transformers, architecture, None)
-    if found is None:
-        near = did_you_mean(architecture, [each for each in dir(transformers) if each[:1].isupper()])
-        raise ModelError(f"{model}: transformers {transformers.__version__} has no class {architecture!r}", remedy=near)
+    declared = getattr(config, "architectures", None) or []
+    if not isinstance(declared, list | tuple) or not all(isinstance(each, str) for each in declared):
+        raise ModelError(f"{model}: `architectures` in config.json is {declared!r}, not a list of class names")
+    if not declared:
+        return _default_class(config, model)
+    found = getattr(transformers, declared[0], None)
+    if not (isinstance(found, type) and hasattr(found, "base_model_prefix")):
+        classes = [each for each in dir(transformers) if _MODEL_CLASS.fullmatch(each)]
+        raise ModelError(
+            f"{model}: transformers {transformers.__version__} has no model class {declared[0]!r}",
+            remedy=did_you_mean(declared[0], classes),
+        )
     return found
 
 
-def _remote_class(config: Any, model: str) -> Any:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+def _default_class(config: Any, model: str) -> Any:
+    import transformers
 
-    reference = config.auto_map.get("AutoModelForCausalLM") or config.auto_map.get("AutoModel")
-    if not reference:
-        raise ModelError(f"{model}: its auto_map names neither AutoModelForCausalLM nor AutoModel")
-    return get_class_from_dynamic_module(reference, model)
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+        if type(config) in auto._model_mapping:
+            found = auto._model_mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ModelError(
+        f"{model}: config.json names no `architectures`, and transformers has no default for {config.model_type}",
+        remedy='add the class that the weights are of, such as `"architectures": ["BertModel"]`',
+    )
 
 
-def _dtype(config: Any, folder: Path | None) -> torch.dtype:
+def _dtype(config: Any, model: str, folder: Path | None) -> torch.dtype:
     """What `from_pretrained` loads in: the config's dtype, else that of the first float tensor, else float32.
 
     The choice is written into the config and its parts, as transformers does.
@@ -220,7 +287,10 @@ def _dtype(config: Any, folder: Path | None) -> torch.dtype:
     declared = getattr(torch, declared, None) if isinstance(declared, str) else declared
     dtype = declared or _checkpoint_dtype(folder) or torch.float32
     if dtype not in _BUILDABLE:
-        raise ModelError(f"the config's dtype is {dtype}, in which no model can be built")
+        allowed = ", ".join(str(each).removeprefix("torch.") for each in _BUILDABLE)
+        raise ModelError(
+            f"{model}: the config's dtype is {dtype}, in which no model is built", remedy=f"one of {allowed}"
+        )
     config.dtype = dtype
     for key in getattr(config, "sub_configs", ()):
         part = getattr(config, key, None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from rulequant.errors import ModelError
-from rulequant.inventory import Kind
-from rulequant.plan import Plan
-from rulequant.torch.factories import NotFiniteError, factory_for
-from rulequant.torch.inspect import is_conv1d
+from rulequant.plan import Decision, Plan
+from rulequant.schemes import Scheme
+from rulequant.torch.experts import expert_parameters
+from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, factory_for
+from rulequant.torch.inspect import kind_of
 
-__all__ = ["swap_layers"]
+__all__ = ["build_layers", "replace_module", "swap_layers"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -30,52 +34,187 @@ _HOOKS = (
 def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None] | None = None) -> None:
     """Replace every module that the plan quantizes, under all of its names; the rest of the model is not touched.
 
-    A module on meta becomes a layer on meta, to be filled by a loader. Names, aliases, biases, hooks, device and
-    train/eval mode stay. `progress` is called with each module's name.
+    A module on meta becomes a layer on meta, to be filled by a loader. Names, aliases, biases, forward and backward
+    hooks, device and train/eval mode stay. `progress` is called with each module's name.
+
+    All layers are built and all weights are checked before the first is replaced: whatever is raised for a model or a
+    weight leaves the model as it was. Then one weight after the other is encoded and let go.
 
     Raises:
-        ModelError: the plan is for another model.
-        NotFiniteError: a weight cannot be encoded; the model is then left partly swapped.
+        ModelError: the plan is for another model, or a module cannot be replaced where it stands.
+        NotFiniteError: a weight holds a value that cannot be encoded.
     """
-    targets = {each.name: each.scheme for each in plan.quantized}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    missing = [name for name in targets if name not in modules]
-    if missing:
-        raise ModelError(f"the plan is not for this model: it has no module {missing[0]!r}")
+    swaps = _prepare(model, plan)
     places = _places(model)
-    # Names first, modules later: replacing while walking would walk into the replacements.
-    for name, scheme_name in targets.items():
-        module = modules.pop(name)
-        _replace(module, places[id(module)], plan, name, cast(str, scheme_name))
+    while swaps:
+        swap = swaps.popleft()
+        _fill(swap)
+        _put(swap.module, swap.layer, places)
         if progress:
-            progress(name)
+            progress(swap.name)
 
 
-def _replace(module: nn.Module, places: list[tuple[nn.Module, str]], plan: Plan, name: str, scheme_name: str) -> None:
-    scheme = plan.schemes[scheme_name]
-    factory = factory_for(scheme.method)
-    layer = factory.build(module, scheme)
-    weight = cast(torch.Tensor, module.weight)
-    if weight.device.type != "meta":
-        kind: Kind = "conv1d" if is_conv1d(module) else "linear"
-        try:
-            factory.attach(layer, factory.encode(weight.detach(), kind, scheme))
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{name}.weight: {error.message}", remedy=error.remedy) from error
-    _carry_over(module, layer)
-    for parent, attribute in places:
-        parent._modules[attribute] = layer
+def build_layers(model: nn.Module, schemes: Mapping[str, Scheme], *, stored: bool) -> None:
+    """Make the layers of a meta skeleton, for a loader to fill.
+
+    With `stored` the weights get the dtype in which a checkpoint holds them, so that a loader does not cast.
+    """
+    modules = dict(model.named_modules())
+    places = _places(model)
+    for name, scheme in schemes.items():
+        module = modules[name]
+        layer = factory_for(scheme.method).build(module, scheme)
+        if stored and not expert_parameters(module):
+            weight = cast(torch.Tensor, layer.weight)
+            weight.data = weight.data.to(_storage_dtype(scheme))
+        _put(module, layer, places)
 
 
-def _carry_over(module: nn.Module, layer: nn.Module) -> None:
-    """Hooks and accelerate's dispatch follow the module to its replacement."""
+def replace_module(model: nn.Module, module: nn.Module, layer: nn.Module) -> None:
+    """Put a layer wherever a module is registered in a model, with the hooks that are attached to it."""
+    _put(module, layer, _places(model))
+
+
+def _storage_dtype(scheme: Scheme) -> torch.dtype:
+    return cast(torch.dtype, getattr(torch, getattr(scheme, "quant_storage", "int8")))
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """One module, and the layer that is to take its place."""
+
+    name: str
+    module: nn.Module
+    layer: nn.Module
+    scheme: Scheme
+    factory: LayerFactory
+
+    def parts(self) -> Iterator[_Part]:
+        """What is encoded: the weight of a layer, or each fused parameter of experts."""
+        for name in _encoded_names(self.module):
+            target = self.layer if name == "weight" else self.layer.get_submodule(name)
+            yield _Part(f"{self.name}.{name}", cast(torch.Tensor, getattr(self.module, name)).detach(), target)
+
+
+class _Part(NamedTuple):
+    """A weight, its full name, and the layer that takes it."""
+
+    name: str
+    weight: torch.Tensor
+    target: nn.Module
+
+
+def _prepare(model: nn.Module, plan: Plan) -> deque[_Swap]:
+    """Everything that may fail, done without a change to the model."""
+    # The names of a plan are those of the first registration, as in `named_modules()`.
+    modules = dict(model.named_modules())
+    offloads = any(_offloads(each) for each in modules.values())
+    swaps: deque[_Swap] = deque()
+    for decision in plan.quantized:
+        module = modules.get(decision.name)
+        _check_is_planned(module, decision)
+        _check_replaceable(cast(nn.Module, module), decision.name, offloads=offloads)
+        scheme = plan.schemes[cast(str, decision.scheme)]
+        factory = factory_for(scheme.method)
+        layer = factory.build(cast(nn.Module, module), scheme)
+        swap = _Swap(decision.name, cast(nn.Module, module), layer, scheme, factory)
+        for part in swap.parts():
+            if part.weight.device.type != "meta":
+                with _naming(part.name):
+                    factory.check(part.weight, scheme)
+        swaps.append(swap)
+    return swaps
+
+
+def _check_is_planned(module: nn.Module | None, decision: Decision) -> None:
+    remedy = "make the plan anew for this model"
+    if module is None:
+        raise ModelError(f"the plan is for another model: this one has no `{decision.name}`", remedy=remedy)
+    # The bias may be tied, and is then counted where it comes first.
+    sizes = [each.numel() for each in module._parameters.values() if each is not None]
+    if type(module).__name__ != decision.type or decision.parameters not in {sum(sizes), max(sizes, default=0)}:
+        raise ModelError(
+            f"the plan is for another model: `{decision.name}` is a {type(module).__name__} of {sum(sizes):,} "
+            f"parameters here, a {decision.type} of {decision.parameters:,} in the plan",
+            remedy=remedy,
+        )
+
+
+def _check_replaceable(module: nn.Module, name: str, *, offloads: bool) -> None:
+    kind, weight = type(module).__name__, cast(torch.Tensor, getattr(module, _encoded_names(module)[0]))
+    if not name:
+        raise ModelError(
+            f"the model itself is a {kind}, which has no parent to be replaced in",
+            remedy="wrap it: nn.Sequential(model)",
+        )
+    if type(weight) not in {nn.Parameter, torch.Tensor}:
+        raise ModelError(
+            f"`{name}`: its weight is a {type(weight).__name__}, not a plain parameter",
+            remedy="apply the rules before the model is sharded or quantized by other means",
+        )
+    if offloads and weight.device.type == "meta":
+        raise ModelError(
+            f"`{name}`: its weight is offloaded by accelerate, so it is not there to be encoded",
+            remedy="load the model without offloading to the CPU or the disk",
+        )
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        raise ModelError(
+            f"`{name}`: its `forward` was replaced on the instance, which a quantized layer would drop",
+            remedy="apply the rules before that, or skip the module with a reason",
+        )
+
+
+def _offloads(module: nn.Module) -> bool:
+    """Whether accelerate keeps the weights of a module, or of those inside it, elsewhere between forward passes."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+
+
+def _fill(swap: _Swap) -> None:
+    kind = kind_of(swap.module)
+    for part in swap.parts():
+        if part.weight.device.type == "meta":
+            continue
+        with _naming(part.name):
+            if kind == "experts":
+                factory = cast(ExpertsFactory, swap.factory)
+                shape, dtype = part.weight.shape, part.weight.dtype
+                encoded = factory.encode_experts(part.weight.unbind(), shape, dtype, swap.scheme)
+            else:
+                encoded = swap.factory.encode(part.weight, kind, swap.scheme)
+        swap.factory.attach(part.target, encoded)
+
+
+def _encoded_names(module: nn.Module) -> tuple[str, ...]:
+    return expert_parameters(module) or ("weight",)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say of which module a weight is."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"`{name}`: {error.message}", remedy=error.remedy) from error
+
+
+def _put(module: nn.Module, layer: nn.Module, places: dict[int, list[tuple[nn.Module, str]]]) -> None:
+    """Put a layer wherever the module was, with what is attached to it."""
     for attribute in _HOOKS:
-        getattr(layer, attribute).update(getattr(module, attribute))
+        # The same dictionary, so that the handles that users hold still remove their hooks.
+        hooks = getattr(module, attribute)
+        hooks.update(getattr(layer, attribute))
+        setattr(layer, attribute, hooks)
+    layer._is_full_backward_hook = module._is_full_backward_hook
+    for name in module._non_persistent_buffers_set - layer._buffers.keys():  # the others are the scheme's to refuse
+        layer.register_buffer(name, module._buffers[name], persistent=False)
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
         from accelerate.hooks import add_hook_to_module
 
         add_hook_to_module(layer, hook)
+    for parent, attribute in places[id(module)]:
+        parent._modules[attribute] = layer
 
 
 def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -9,19 +9,17 @@ packed weights itself (`!= torch.uint8`) does no harm and does not count.
 from __future__ import annotations
 
 import ast
-import inspect
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from rulequant.torch.class_source import class_definition, working_methods
+
 __all__ = ["weight_reads"]
 
-_NOT_FORWARD = ("init", "reset_parameters", "tie_weights")
-"""Parts of the names of methods that set a model up and never see a quantized layer."""
 _HARMLESS = frozenset({"device", "is_cuda", "requires_grad"})
 """What may be asked of a packed weight and still be right."""
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -39,36 +37,48 @@ class _Read(NamedTuple):
     guards: tuple[ast.expr, ...]
 
 
+class _Source(NamedTuple):
+    """What the source of one class says."""
+
+    reads: tuple[_Read, ...] = ()
+    extends: frozenset[str] = frozenset()
+    """The methods that call `super()`, and so run the inherited method too."""
+
+
 def weight_reads(module: nn.Module) -> dict[str, str]:
-    """The children whose weight a module's class reads, as {path: "Class.method"}; none where it has no source."""
+    """The children whose weight a module's class reads, as {path: "Class.method"}; none where it has no source.
+
+    In a path `*` stands for any child: of `self.layers[i].weight` nobody knows `i`.
+    """
     found: dict[str, str] = {}
     overridden: set[str] = set()
     for owner in type(module).__mro__:
         if owner is nn.Module:
             break
-        for read in _reads_by_class(owner.__module__).get(owner.__qualname__, ()):
+        source = _source(owner)
+        for read in source.reads:
             if read.method not in overridden and all(_may_hold(guard, module) for guard in read.guards):
                 found.setdefault(read.path, f"{owner.__name__}.{read.method}")
-        overridden |= set(vars(owner))
+        overridden |= vars(owner).keys() - source.extends
     return found
 
 
 @cache
-def _reads_by_class(module_name: str) -> dict[str, tuple[_Read, ...]]:
-    module = sys.modules.get(module_name)
-    try:
-        tree = ast.parse(inspect.getsource(module)) if module else None
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
-    return {node.name: tuple(_class_reads(node)) for node in classes}
+def _source(owner: type) -> _Source:
+    node = class_definition(owner)
+    return _Source(tuple(_class_reads(node)), frozenset(_extending(node))) if node else _Source()
 
 
 def _class_reads(node: ast.ClassDef) -> Iterator[_Read]:
-    for method in node.body:
-        if isinstance(method, ast.FunctionDef) and not any(each in method.name for each in _NOT_FORWARD):
-            for path, guards in _reads(method, ()):
-                yield _Read(path, method.name, guards)
+    for method in working_methods(node):
+        for path, guards in _reads(method, ()):
+            yield _Read(path, method.name, guards)
+
+
+def _extending(node: ast.ClassDef) -> Iterator[str]:
+    for method in (each for each in node.body if isinstance(each, ast.FunctionDef)):
+        if any(isinstance(each, ast.Name) and each.id == "super" for each in ast.walk(method)):
+            yield method.name
 
 
 def _reads(node: ast.AST, guards: tuple[ast.expr, ...]) -> Iterator[tuple[str, tuple[ast.expr, ...]]]:
@@ -95,18 +105,28 @@ def _reads(node: ast.AST, guards: tuple[ast.expr, ...]) -> Iterator[tuple[str, t
 
 
 def _knows_packed_weights(test: ast.expr) -> bool:
-    return any(isinstance(each, ast.Attribute) and each.attr == "uint8" for each in ast.walk(test))
+    """Whether a condition asks if a weight is uint8; an input may be, too, and says nothing."""
+    comparisons = (each for each in ast.walk(test) if isinstance(each, ast.Compare))
+    return any({"weight", "uint8"} <= _attributes(each) for each in comparisons)
+
+
+def _attributes(node: ast.expr) -> set[str]:
+    return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
 
 
 def _path(node: ast.expr) -> str | None:
-    """`a.b` for the expression `self.a.b`."""
+    """`a.b` for the expression `self.a.b`, `a.0` for `self.a[0]`, and `a.*` for `self.a[i]`."""
     parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        parts.append(node.attr if isinstance(node, ast.Attribute) else _index(node.slice))
         node = node.value
     if isinstance(node, ast.Name) and node.id == "self" and parts:
         return ".".join(reversed(parts))
     return None
+
+
+def _index(node: ast.expr) -> str:
+    return str(node.value) if isinstance(node, ast.Constant) else "*"
 
 
 def _may_hold(guard: ast.expr, module: nn.Module) -> bool:
@@ -128,10 +148,18 @@ def _evaluate(node: ast.expr, module: nn.Module) -> Any:
         case ast.BoolOp():
             return _combine(node, module)
         case ast.Compare(ops=[comparison]) if type(comparison) in _COMPARISONS:
-            sides = [_evaluate(each, module) for each in (node.left, node.comparators[0])]
-            return _UNKNOWN if _UNKNOWN in sides else _COMPARISONS[type(comparison)](*sides)
+            return _compare(comparison, _evaluate(node.left, module), _evaluate(node.comparators[0], module))
         case _:
             return _UNKNOWN
+
+
+def _compare(comparison: ast.cmpop, left: Any, right: Any) -> Any:
+    if left is _UNKNOWN or right is _UNKNOWN:
+        return _UNKNOWN
+    try:
+        return _COMPARISONS[type(comparison)](left, right)
+    except TypeError:  # a setting that may be None, and is asked elsewhere whether it is
+        return _UNKNOWN
 
 
 def _combine(node: ast.BoolOp, module: nn.Module) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from rulequant.errors import RulequantError, UsageError
 from rulequant.inventory import Kind
 from rulequant.schemes import Scheme
 
-__all__ = ["ENTRY_POINTS", "LayerFactory", "NotFiniteError", "factory_for"]
+__all__ = ["ENTRY_POINTS", "ExpertsFactory", "LayerFactory", "NotFiniteError", "factory_for"]
 
 ENTRY_POINTS = "rulequant.factories"
 
@@ -31,6 +33,13 @@ class LayerFactory(Protocol):
     def build(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         """The layer that replaces a module: same features, same bias, its weight on meta and not quantized."""
 
+    def check(self, weight: Tensor, scheme: Scheme) -> None:
+        """Refuse a weight that `encode` would refuse, without encoding it.
+
+        Raises:
+            NotFiniteError: the weight holds a value that the method cannot encode.
+        """
+
     def encode(self, weight: Tensor, kind: Kind, scheme: Scheme) -> dict[str, Tensor]:
         """The tensors that a checkpoint holds in place of a weight, by name relative to the module.
 
@@ -47,22 +56,60 @@ class LayerFactory(Protocol):
         """The weight that the encoded tensors stand for, in the orientation of the module they replace."""
 
 
+class ExpertsFactory(LayerFactory, Protocol):
+    """A factory whose scheme holds fused experts too: `build` gives the module with `ExpertWeights` children."""
+
+    def encode_experts(
+        self, slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, scheme: Scheme
+    ) -> dict[str, Tensor]:
+        """`encode` for a fused parameter of this shape and dtype, from the experts one by one, each [rows, columns].
+
+        Raises:
+            NotFiniteError: an expert holds a value that the method cannot encode.
+        """
+
+
 @cache
 def factory_for(method: str) -> LayerFactory:
     """The factory of a method, from the installed packages (rulequant's own are found in the same way).
 
     Raises:
-        UsageError: no package provides one, or what it provides is no factory.
+        UsageError: no package provides one or several do, or what it provides cannot be loaded or is no factory.
     """
-    entries = metadata.entry_points(group=ENTRY_POINTS, name=method)
+    entry = _entry_point(method)
+    try:
+        factory: Any = entry.load()
+        factory = factory() if isinstance(factory, type) else factory
+    except Exception as error:  # a stranger's code: whatever it raises while it is imported
+        missing = isinstance(error, ModuleNotFoundError)
+        raise UsageError(
+            f"the layer factory of `{method}` ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
+            remedy="pip install 'rulequant[torch]'" if missing else "update or uninstall the package that provides it",
+        ) from error
+    if not isinstance(factory, LayerFactory):
+        raise UsageError(
+            f"the layer factory of `{method}` ({entry.value}) lacks {_lacking(factory)}",
+            remedy="update or uninstall the package that provides it",
+        )
+    return factory
+
+
+def _entry_point(method: str) -> metadata.EntryPoint:
+    entries = {entry.value: entry for entry in metadata.entry_points(group=ENTRY_POINTS, name=method)}
     if not entries:
         known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)})
         raise UsageError(
             f"no installed package provides a layer factory for the method `{method}`",
             remedy=f"installed methods: {', '.join(known) or 'none; is rulequant itself installed?'}",
         )
-    factory: Any = next(iter(entries)).load()
-    factory = factory() if isinstance(factory, type) else factory
-    if not isinstance(factory, LayerFactory):
-        raise UsageError(f"the entry point `{method}` of {ENTRY_POINTS} gives {factory!r}, which is no LayerFactory")
-    return factory
+    if len(entries) > 1:
+        raise UsageError(
+            f"several packages provide a layer factory for the method `{method}`: {', '.join(sorted(entries))}",
+            remedy="uninstall all but one",
+        )
+    return next(iter(entries.values()))
+
+
+def _lacking(factory: object) -> str:
+    needed = [name for name in vars(LayerFactory) if not name.startswith("_")]
+    return ", ".join(f"`{name}`" for name in needed if not callable(getattr(factory, name, None)))

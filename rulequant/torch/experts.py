@@ -1,0 +1,159 @@
+"""Fused experts: modules that hold the weights of all experts of a layer in three-dimensional parameters.
+
+A quantized layer keeps the module's own class and eager forward; only its parameters become `ExpertWeights`, which
+dequantize the one expert that `self.gate_up_proj[expert]` asks for. So every layout ([E, 2I, H], [E, in, out], with
+biases, with whatever activation) stays the business of the class that defines it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rulequant.torch.class_source import class_definition, self_path, working_methods
+
+__all__ = ["ExpertWeights", "expert_parameters", "restore_parameters", "swap_parameters"]
+
+_METADATA = frozenset({"shape", "dtype", "device", "ndim", "size"})
+"""What `ExpertWeights` can tell without dequantizing."""
+
+
+class ExpertWeights(nn.Module):
+    """The encoded weights of all experts, [experts, rows, columns]; indexing dequantizes one expert."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+        """`shape` and `dtype` are those of the parameter that is replaced."""
+        super().__init__()
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoded weights are."""
+        return cast(Tensor, self.weight).device
+
+    @property
+    def ndim(self) -> int:
+        """Always three."""
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """As `Tensor.size`."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def __getitem__(self, index: int | Tensor) -> Tensor:
+        """The weight of one expert, [rows, columns], in the dtype that the parameter had."""
+        return self.expert(int(index))
+
+    def expert(self, index: int) -> Tensor:
+        """Dequantize one expert."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """`torch.bmm(states, weights)`, as Llama 4 computes all experts, one expert at a time."""
+        del types
+        if func is torch.bmm and not kwargs and len(args) == 2 and isinstance(args[1], ExpertWeights):
+            states, weights = args
+            count = range(weights.shape[0])
+            return torch.cat([torch.bmm(states[index : index + 1], weights[index].unsqueeze(0)) for index in count])
+        raise TypeError(f"quantized experts can be indexed, or be the second argument of torch.bmm, but not of {func}")
+
+    def extra_repr(self) -> str:
+        """The shape and dtype that it stands for."""
+        return f"{tuple(self.shape)}, {self.dtype}"
+
+
+def expert_parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's fused expert parameters, if its forward takes them one expert at a time; else none.
+
+    They are three-dimensional and agree in the number of experts.
+    """
+    fused = {name: each for name, each in module._parameters.items() if each is not None and each.ndim == 3}
+    if not fused or len({each.shape[0] for each in fused.values()}) != 1:
+        return ()
+    return tuple(fused) if _taken_one_by_one(cast(Any, type(module)), frozenset(fused)) else ()
+
+
+@cache
+def _taken_one_by_one(owner: Any, names: frozenset[str]) -> bool:
+    """Whether the code of a class does no more with the parameters than `ExpertWeights` can serve."""
+    definition = class_definition(owner)
+    if definition is None:
+        return False
+    used: set[str] = set()
+    served: set[int] = set()
+    reads: list[ast.Attribute] = []
+    for method in working_methods(definition):
+        for node in ast.walk(method):
+            served |= _served(node)
+            if isinstance(node, ast.Attribute) and self_path(node) in names:
+                reads.append(node)
+                used.add(node.attr)
+    return used == names and all(id(each) in served for each in reads)
+
+
+def _served(node: ast.AST) -> set[int]:
+    """The expressions inside a node that stand where `ExpertWeights` may stand."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Name | ast.Attribute | ast.Constant):
+        return {id(node.value)}
+    if isinstance(node, ast.Attribute) and node.attr in _METADATA:
+        return {id(node.value)}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "bmm":
+        return {id(each) for each in node.args[1:2]}
+    return set()
+
+
+def swap_parameters(module: nn.Module, weights: Mapping[str, ExpertWeights]) -> nn.Module:
+    """A copy of a module with some parameters replaced and its own eager forward; the original is unchanged."""
+    swapped = _copy(module, _eager_class(cast(Any, type(module))))
+    for name, each in weights.items():
+        del swapped._parameters[name]
+        swapped._modules[name] = each.train(module.training)
+    return swapped
+
+
+def restore_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The reverse of `swap_parameters`: a copy with parameters again, and the forward of the original class."""
+    restored = _copy(module, cast(Any, type(module)).rulequant_base)
+    for name, each in tensors.items():
+        del restored._modules[name]
+        restored._parameters[name] = nn.Parameter(each, requires_grad=False)
+    return restored
+
+
+def _copy(module: nn.Module, owner: Any) -> nn.Module:
+    copied: nn.Module = object.__new__(owner)
+    for key, value in vars(module).items():
+        copied.__dict__[key] = value.copy() if isinstance(value, dict) else value
+    return copied
+
+
+@cache
+def _eager_class(owner: Any) -> Any:
+    """A subclass of the same name whose forward is the eager one.
+
+    transformers dispatches to grouped kernels, which want the fused parameter as a whole.
+    """
+    eager = getattr(owner.forward, "__wrapped__", owner.forward)
+    contents = {"forward": eager, "__module__": owner.__module__, "__qualname__": owner.__qualname__,
+                "__reduce_ex__": _reduce, "rulequant_base": owner}  # fmt: skip
+    return type(owner.__name__, (owner,), contents)
+
+
+def _reduce(self: nn.Module, protocol: int) -> Any:
+    """Pickle and deepcopy by the original class, since this one cannot be imported by name."""
+    del protocol
+    return _restore, (cast(Any, type(self)).rulequant_base,), self.__dict__
+
+
+def _restore(owner: type[nn.Module]) -> nn.Module:
+    restored: nn.Module = object.__new__(_eager_class(cast(Any, owner)))
+    return restored

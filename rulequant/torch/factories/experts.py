@@ -1,0 +1,123 @@
+"""Fused experts in bitsandbytes' formats: 4-bit blocks, or int8 rows, over a three-dimensional parameter.
+
+Experts are encoded one by one; the fused tensor is never needed as a whole. Without double quantization the bytes are
+those of the whole tensor encoded at once; with it the absmax values of the whole tensor are quantized together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes import functional
+from torch import Tensor, nn
+
+from rulequant.schemes import Bnb4bit, BnbInt8
+from rulequant.torch.experts import ExpertWeights
+from rulequant.torch.factories.encoding import encode_int8, encode_slices_4bit
+
+__all__ = ["Experts4bit", "Experts8bit", "encode_experts_4bit", "encode_experts_int8"]
+
+
+class Experts4bit(ExpertWeights):
+    """nf4 or fp4 experts: `weight` U8 [ceil(n/2), 1] with the quant state of the whole [E, rows, columns]."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, settings: Bnb4bit) -> None:
+        """Empty weights on meta, to be attached."""
+        super().__init__(shape, dtype)
+        self.quant_state: functional.QuantState | None = None
+        empty = torch.empty((shape.numel() // 2, 1), dtype=torch.uint8, device="meta")
+        self.weight = bnb.nn.Params4bit(
+            empty,
+            requires_grad=False,
+            blocksize=settings.blocksize,
+            compress_statistics=settings.double_quant,
+            quant_type=settings.quant_type,
+            bnb_quantized=True,
+        )
+
+    def expert(self, index: int) -> Tensor:
+        """Dequantize one expert, [rows, columns]."""
+        state = cast(functional.QuantState, self.weight.quant_state)
+        experts, rows, columns = self.shape
+        if not -experts <= index < experts:
+            raise IndexError(f"expert {index} of {experts}")
+        count = rows * columns
+        start = (index % experts) * count
+        packed = self.weight.data.reshape(-1)[start // 2 : (start + count) // 2].reshape(-1, 1)
+        absmax = _absmax(state, start // state.blocksize, (start + count) // state.blocksize)
+        own = functional.QuantState(
+            absmax=absmax,
+            # As one row: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks.
+            shape=torch.Size((1, count)),
+            dtype=self.dtype,
+            blocksize=state.blocksize,
+            code=state.code,
+            quant_type=state.quant_type,
+        )
+        return cast(Tensor, functional.dequantize_4bit(packed, own)).reshape(rows, columns)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state = self.weight.quant_state
+        if state is not None:
+            for name, value in state.as_dict(packed=True).items():
+                destination[f"{prefix}weight.{name}"] = value if keep_vars else value.detach()
+
+
+class Experts8bit(ExpertWeights):
+    """int8 experts: `weight` I8 [E, rows, columns], `SCB` F32 [E, rows], the absolute maximum of each row."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+        """Empty weights on meta, to be attached."""
+        super().__init__(shape, dtype)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.int8, device="meta"), requires_grad=False)
+        # No buffer: a loader would miss it in a skeleton if it were persistent, and overwrite it if it were not.
+        self.SCB: Tensor | None = None
+
+    def expert(self, index: int) -> Tensor:
+        """Dequantize one expert, [rows, columns]: value * scale / 127."""
+        scales = cast(Tensor, self.SCB)[index] / 127.0
+        return (self.weight[index].float() * scales.unsqueeze(-1)).to(self.dtype)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.SCB is not None:
+            destination[f"{prefix}SCB"] = self.SCB
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Experts8bit:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.SCB is not None:
+            # To the same device; the scales stay float32 whatever the model is cast to.
+            self.SCB = self.SCB.to(fn(self.SCB).device)
+        return self
+
+
+def encode_experts_4bit(
+    slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, settings: Bnb4bit
+) -> dict[str, Tensor]:
+    """The tensors of an `Experts4bit` from its experts, each [1, rows, columns] or [rows, columns], in order."""
+    return encode_slices_4bit((each.contiguous() for each in slices), shape, dtype, settings)
+
+
+def encode_experts_int8(slices: Iterable[Tensor], shape: torch.Size, settings: BnbInt8) -> dict[str, Tensor]:
+    """The tensors of an `Experts8bit` from its experts, each [1, rows, columns] or [rows, columns], in order."""
+    del settings
+    values: list[Tensor] = []
+    scales: list[Tensor] = []
+    for each in slices:
+        part, scale = encode_int8(each.reshape(-1, shape[-1]).contiguous())
+        values.append(part)
+        scales.append(scale)
+    return {"weight": torch.cat(values).reshape(shape), "SCB": torch.cat(scales).reshape(shape[:2])}
+
+
+def _absmax(state: functional.QuantState, first: int, last: int) -> Tensor:
+    """The absmax values of some blocks, float32; with double quantization decoded from the second level."""
+    if not state.nested:
+        return cast(Tensor, state.absmax[first:last])
+    nested = state.state2
+    blocks = torch.arange(first, last, device=state.absmax.device) // nested.blocksize
+    return cast(Tensor, nested.code[state.absmax[first:last].long()] * nested.absmax[blocks] + state.offset)

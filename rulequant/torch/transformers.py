@@ -1,0 +1,396 @@
+"""rulequant inside transformers: `from_pretrained` by a rule file, and checkpoints that stock cannot express.
+
+Importing this module registers the quantization method `rulequant`::
+
+    import rulequant.torch.transformers
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=RuleQuantConfig("rules.yaml"))
+
+A checkpoint with `quant_method: rulequant` in its config.json then loads with plain `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from rulequant.diagnostics import DiagnosticsError, Severity
+from rulequant.errors import ModelError, UsageError
+from rulequant.inventory import Kind
+from rulequant.loader import load_rules
+from rulequant.plan import Plan
+from rulequant.planner import make_plan
+from rulequant.ruleset import RuleSet
+from rulequant.schemes import Scheme, scheme_class
+from rulequant.torch.experts import ExpertWeights, expert_parameters, restore_parameters, swap_parameters
+from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
+from rulequant.torch.inspect import inspect_model, kind_of
+from rulequant.torch.swap import build_layers, replace_module
+
+__all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer", "config_of_plan"]
+
+METHOD = "rulequant"
+FORMAT_VERSION = 1
+
+
+@register_quantization_config(METHOD)
+class RuleQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What `from_pretrained` takes as `quantization_config`: a rule file, a bundled name, or the data of one.
+
+    In a saved config.json it holds what became of the rules instead: the schemes, and the modules that got each.
+    """
+
+    def __init__(
+        self,
+        rules: RuleSet | str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        *,
+        schemes: Mapping[str, Any] | None = None,
+        modules: Mapping[str, list[str]] | None = None,
+        rules_sha256: str | None = None,
+        format_version: int = FORMAT_VERSION,
+        **_: Any,
+    ) -> None:
+        """Take rules (checked here), or the contents of a saved config.
+
+        Raises:
+            DiagnosticsError: the rule file has errors.
+            UsageError: a saved config is of another version, or names a method that is not installed.
+        """
+        self.quant_method = METHOD
+        if format_version != FORMAT_VERSION:
+            raise UsageError(
+                f"the quantization_config has format {format_version}; this rulequant reads {FORMAT_VERSION}",
+                remedy="upgrade rulequant",
+            )
+        self.rules: RuleSet | None = rules if rules is None or isinstance(rules, RuleSet) else load_rules(rules)
+        self.schemes = {name: _read_scheme(each) for name, each in (schemes or {}).items()}
+        self.modules = {name: list(each) for name, each in (modules or {}).items()}
+        self.rules_sha256 = rules_sha256
+
+    def adopt(self, plan: Plan) -> None:
+        """Hold what a plan decided, for saving."""
+        self.schemes = {
+            name: plan.schemes[name] for name in dict.fromkeys(_scheme_name(each) for each in plan.quantized)
+        }
+        self.modules = {name: [each.name for each in plan.quantized if each.scheme == name] for name in self.schemes}
+        self.rules_sha256 = plan.rules_sha256
+
+    def scheme_names(self) -> dict[str, str]:
+        """The scheme of each module by the module's name."""
+        return {module: scheme for scheme, modules in self.modules.items() for module in modules}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of config.json: no rules, but what became of them."""
+        return {
+            "quant_method": METHOD,
+            "format_version": FORMAT_VERSION,
+            "schemes": {name: each.model_dump(mode="json") for name, each in self.schemes.items()},
+            "modules": copy.deepcopy(self.modules),
+            "rules_sha256": self.rules_sha256,
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As `to_dict`: nothing is left out as a default."""
+        return self.to_dict()
+
+    def __repr__(self) -> str:
+        """The method, and how many modules got which scheme."""
+        counts = ", ".join(f"{name}: {len(each)} modules" for name, each in self.modules.items())
+        return f"RuleQuantConfig({counts or (self.rules.file if self.rules else '')})"
+
+
+def config_of_plan(plan: Plan) -> dict[str, Any]:
+    """The `quantization_config` of a checkpoint that holds what a plan decides."""
+    config = RuleQuantConfig()
+    config.adopt(plan)
+    return config.to_dict()
+
+
+@register_quantizer(METHOD)
+class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Swaps layers on the meta skeleton by the plan, and fills them as the weights come in."""
+
+    requires_calibration = False
+    quantization_config: RuleQuantConfig
+
+    def __init__(self, quantization_config: RuleQuantConfig, **kwargs: Any) -> None:
+        """As `HfQuantizer`."""
+        super().__init__(quantization_config, **kwargs)
+        self.schemes: dict[str, Scheme] = {}
+        """The scheme of each quantized module."""
+        self.experts: dict[str, PendingExperts] = {}
+        """Fused experts that are quantized as their weights come in, by module name."""
+
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        """A config without rules and without modules has nothing to say.
+
+        Raises:
+            UsageError: so it is.
+        """
+        if not self.pre_quantized and self.quantization_config.rules is None:
+            raise UsageError(
+                "RuleQuantConfig was given no rules", remedy='pass a rule file: RuleQuantConfig("rules.yaml")'
+            )
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Without a map the model goes to the current accelerator, as bitsandbytes models do, or to the CPU."""
+        if device_map is not None:
+            return device_map
+        return {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
+
+    def adjust_max_memory(self, max_memory: dict[Any, Any]) -> dict[Any, Any]:
+        """Leave room for what quantizing itself needs, as bitsandbytes does."""
+        return {key: value * 0.90 for key, value in max_memory.items()}
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether a parameter is one that its module's scheme encodes."""
+        del model
+        module, local = param_name.rpartition(".")[::2]
+        if module in self.experts:
+            return local in self.experts[module].names
+        return module in self.schemes and local == "weight"
+
+    def param_element_size(self, model: Any, param_name: str, param: Tensor) -> float:
+        """Bytes per element that a parameter will take, for device maps."""
+        scheme = self.schemes.get(param_name.rpartition(".")[0])
+        if scheme is None or not self.param_needs_quantization(model, param_name):
+            return param.element_size()
+        return 0.5 if scheme.method == "bnb_4bit" else 1.0
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+        if self.pre_quantized:
+            self.schemes = _saved_schemes(model, self.quantization_config)
+            build_layers(model, self.schemes, stored=True)
+            return model
+        self.schemes = self._planned_schemes(model)
+        # Converters merge the experts of the source into the fused parameter, so that has to be there while loading.
+        self.experts = {
+            name: PendingExperts(model.get_submodule(name), scheme)
+            for name, scheme in self.schemes.items()
+            if kind_of(model.get_submodule(name)) == "experts"
+        }
+        others = {name: scheme for name, scheme in self.schemes.items() if name not in self.experts}
+        build_layers(model, others, stored=False)
+        return model
+
+    def _planned_schemes(self, model: Any) -> dict[str, Scheme]:
+        plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model))
+        if not plan.ok:
+            raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
+        self.quantization_config.adopt(plan)
+        return {each.name: plan.schemes[_scheme_name(each)] for each in plan.quantized}
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for name, experts in self.experts.items():
+            module = model.get_submodule(name)
+            replace_module(model, module, experts.finish(module))
+        self.experts = {}
+        methods = {each.method for each in self.schemes.values()}
+        # num_parameters() and the Trainer ask for these; the second also guards `.half()` and the like.
+        if "bnb_4bit" in methods:
+            model.is_loaded_in_4bit = True
+        elif methods == {"bnb_int8"}:
+            model.is_loaded_in_8bit = True
+        # The loader keeps what it converted, to undo it on saving; here saving is the layers' own work.
+        model._weight_conversions = []
+        return model
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """The operation that encodes a weight as it comes in."""
+        return _Encode(self)
+
+    def get_weight_conversions(self) -> list[WeightConverter]:
+        """For a saved checkpoint: the tensors of one encoded weight become one parameter."""
+        if not self.pre_quantized:
+            return []
+        return [WeightConverter(list(_SERIALIZED), "weight", [_Attach(self)])]
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Ours come first: of several converters that match a key the first is taken."""
+        del model
+        return [*self.get_weight_conversions(), *weight_conversions]
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on top can be trained (QLoRA)."""
+        return True
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        for name, scheme in self.schemes.items():
+            module = model.get_submodule(name)
+            plain = _plain_experts(module, scheme, wanted) or _plain_linear(module, scheme, wanted)
+            replace_module(model, module, plain)
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if getattr(model, flag, False):
+                setattr(model, flag, False)
+        self.schemes = {}
+        return model
+
+
+_SERIALIZED = (
+    "weight",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_map",
+    "weight.absmax",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "SCB",
+    "weight_format",
+)
+"""The names, relative to a module, of all tensors that an encoded weight may consist of."""
+
+
+class _Encode(ConversionOps):  # type: ignore[misc]
+    """A full-precision weight becomes the encoded parameter of its layer."""
+
+    def __init__(self, hf_quantizer: RuleQuantizer) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def convert(self, input_dict: dict[str, Any], model: Any = None, **_: Any) -> dict[str, Any]:
+        result = {}
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            try:
+                result[name] = self._parameter(model, name, weight)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{name}: {error.message}", remedy=error.remedy) from error
+        return result
+
+    def _parameter(self, model: Any, name: str, weight: Tensor) -> Tensor:
+        module_name, local = name.rpartition(".")[::2]
+        pending = self.hf_quantizer.experts.get(module_name)
+        if pending:
+            return pending.take(local, weight)
+        layer, _ = get_module_from_name(model, name)
+        scheme = self.hf_quantizer.schemes[module_name]
+        factory = factory_for(scheme.method)
+        factory.attach(layer, factory.encode(weight, _source_kind(layer), scheme))
+        layer._is_hf_initialized = True
+        return cast(Tensor, layer.weight)
+
+
+class _Attach(ConversionOps):  # type: ignore[misc]
+    """The tensors of an encoded weight become the parameter of its layer."""
+
+    def __init__(self, hf_quantizer: RuleQuantizer) -> None:
+        self.hf_quantizer = hf_quantizer
+
+    def convert(
+        self, input_dict: dict[str, Any], model: Any = None, full_layer_name: str | None = None, **_: Any
+    ) -> dict[str, Any]:
+        if len(input_dict) == 1:  # a weight that is not quantized
+            return input_dict
+        encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        layer, _ = get_module_from_name(model, cast(str, full_layer_name))
+        name = cast(str, full_layer_name).rpartition(".")[0]
+        # The weights of fused experts are children of the module that the scheme is for.
+        schemes = self.hf_quantizer.schemes
+        scheme = schemes[name] if name in schemes else schemes[name.rpartition(".")[0]]
+        factory_for(scheme.method).attach(layer, encoded)
+        layer._is_hf_initialized = True
+        return {"weight": layer.weight}
+
+
+class PendingExperts:
+    """Fused experts on the way in: encoded parameter by parameter, put together when the model is loaded."""
+
+    def __init__(self, module: nn.Module, scheme: Scheme) -> None:
+        """Take the module as it is on meta, with the fused parameters in full precision."""
+        self.scheme = scheme
+        self.names = expert_parameters(module)
+        built = factory_for(scheme.method).build(module, scheme)
+        self._weights = {name: cast(ExpertWeights, built.get_submodule(name)) for name in self.names}
+        self._taken: set[str] = set()
+
+    def take(self, name: str, weight: Tensor) -> Tensor:
+        """Encode a fused weight; what stands in for it until the end is the packed tensor."""
+        factory = cast(ExpertsFactory, factory_for(self.scheme.method))
+        encoded = factory.encode_experts(weight.unbind(), weight.shape, weight.dtype, self.scheme)
+        factory.attach(self._weights[name], encoded)
+        self._taken.add(name)
+        return nn.Parameter(encoded["weight"], requires_grad=False)
+
+    def finish(self, module: nn.Module) -> nn.Module:
+        """The quantized module, when all its weights have come."""
+        for name in self.names:
+            # Of several tensors that one converter makes, only the first is handed over while loading.
+            if name not in self._taken:
+                self.take(name, cast(Tensor, getattr(module, name)).detach())
+        return swap_parameters(module, self._weights)
+
+
+def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:
+    """The schemes of a saved config by the names of this model: the bare base model, or one with another head."""
+    modules = {name for name, _ in model.named_modules()}
+    prefix = getattr(model, "base_model_prefix", "")
+    chosen: dict[str, Scheme] = {}
+    lost: list[str] = []
+    for name, scheme in config.scheme_names().items():
+        candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+        found = next((each for each in candidates if each in modules), None)
+        if found:
+            chosen[found] = config.schemes[scheme]
+        else:
+            lost.append(name)
+    if not chosen and lost:
+        raise ModelError(
+            f"{type(model).__name__} has none of the checkpoint's {len(lost)} quantized modules, such as {lost[0]}",
+            remedy="load it with the class that config.json names",
+        )
+    return chosen
+
+
+def _read_scheme(data: Any) -> Scheme:
+    if isinstance(data, Scheme):
+        return data
+    method = data.get("method")
+    found = scheme_class(method)
+    if found is None:
+        raise UsageError(f"the checkpoint uses the method `{method}`, which no installed package provides")
+    return found.model_validate(data)
+
+
+def _scheme_name(decision: Any) -> str:
+    return cast(str, decision.scheme)
+
+
+def _source_kind(layer: Any) -> Kind:
+    source = getattr(layer, "source_cls", nn.Linear)
+    return "conv1d" if source.__name__ == "Conv1D" else "linear"
+
+
+def _plain_experts(module: nn.Module, scheme: Scheme, dtype: torch.dtype | None) -> nn.Module | None:
+    """The experts with their parameters in full precision again; None for what is no quantized experts."""
+    weights = {name: each for name, each in module.named_children() if isinstance(each, ExpertWeights)}
+    if not weights:
+        return None
+    decoded = {
+        name: factory_for(scheme.method).decode(dict(each.state_dict()), "experts") for name, each in weights.items()
+    }
+    return restore_parameters(module, {name: each.to(dtype or weights[name].dtype) for name, each in decoded.items()})
+
+
+def _plain_linear(layer: Any, scheme: Scheme, dtype: torch.dtype | None) -> nn.Linear:
+    """A plain Linear ([out, in], for what was a `Conv1D` too) with the weight that the layer stands for."""
+    state = {key: value for key, value in layer.state_dict().items() if key != "bias"}
+    weight = factory_for(scheme.method).decode(state, "linear")
+    with torch.device("meta"):
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    plain.weight = nn.Parameter(weight.to(dtype) if dtype else weight, requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.to(dtype) if dtype else layer.bias, requires_grad=False)
+    return plain.train(layer.training)

@@ -1,0 +1,273 @@
+"""Reads of `.weight` by a parent's code are found, the harmless ones are not; quantized models of many kinds run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from small_models import SMALL, close, rules_with, small, small_inputs
+from torch import Tensor, nn
+
+import rulequant.torch
+from rulequant.torch.weight_readers import weight_reads
+
+
+def readers(kind: str, **changes: Any) -> dict[str, str]:
+    """{last part of the name: reader} of all modules of a small model that a plan keeps for this reason."""
+    model = small(kind, meta=True, **changes)
+    plan = rulequant.torch.plan(model, rules_with())
+    kept = [each for each in plan.decisions if each.reason == "weight_read_directly"]
+    return {each.name.rpartition(".")[2]: (each.detail or "").partition(" ")[0] for each in kept}
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("mamba", {"dt_proj": "MambaMixer.forward"}),
+        ("falcon_mamba", {"dt_proj": "FalconMambaMixer.forward"}),
+        ("jamba", {"dt_proj": "JambaMambaMixer.forward"}),
+        (
+            "wavlm",
+            dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), "WavLMAttention.torch_multi_head_self_attention"),
+        ),
+        ("llama", {}),
+        ("bert-classifier", {}),
+        ("nllb_moe", {}),
+        ("bloom", {}),
+    ],
+)
+def test_readers_in_transformers(kind: str, found: dict[str, str]) -> None:
+    """The reads that crash a quantized model are found; NLLB-MoE knows of packed weights, Bloom's are switched off."""
+    assert readers(kind) == found
+
+
+@pytest.mark.parametrize(
+    ("slow_but_exact", "pretraining_tp", "found"),
+    [
+        (True, 2, {"dense": "BloomAttention.forward", "dense_4h_to_h": "BloomMLP.forward"}),
+        (True, 1, {}),
+        (False, 2, {}),
+    ],
+)
+def test_bloom_reads_only_where_it_is_told_to(slow_but_exact: bool, pretraining_tp: int, found: dict[str, str]) -> None:
+    """The condition around a read is evaluated with the module's own settings."""
+    assert readers("bloom", slow_but_exact=slow_but_exact, pretraining_tp=pretraining_tp) == found
+
+
+def test_t5_reads_wo() -> None:
+    """T5 asks for int8, but casts its input to the dtype of a packed 4-bit weight."""
+    found = weight_reads(small("t5", meta=True).encoder.block[0].layer[1].DenseReluDense)
+    assert found == {"wo": "T5DenseActDense.forward"}
+
+
+def test_torch_modules_read_too() -> None:
+    """`nn.MultiheadAttention` and the fast path of `nn.TransformerEncoderLayer` hand weights to a kernel."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    assert weight_reads(layer.self_attn) == {"out_proj": "MultiheadAttention.forward"}
+    model = nn.ModuleDict(
+        {"encoder": nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), "head": nn.Linear(32, 32)}
+    )
+    inputs = torch.randn(2, 5, 32)
+    before = model.eval()["encoder"](inputs)
+    plan = rulequant.torch.apply(model, rules_with(quantizable_types=["*Linear"]))
+    assert [each.name for each in plan.quantized] == ["head"]
+    with torch.no_grad():
+        assert torch.allclose(model["encoder"](inputs), before, atol=1e-5)
+
+
+class Reader(nn.Module):
+    """Reads in all the ways that count."""
+
+    def __init__(self, *, scale: Any = 1.0, mode: str = "on", flag: bool = True) -> None:
+        super().__init__()
+        self.scale, self.mode, self.flag = scale, mode, flag
+        self.always = nn.Linear(2, 2)
+        self.when_scaled = nn.Linear(2, 2)
+        self.when_on = nn.Linear(2, 2)
+        self.when_flag = nn.Linear(2, 2)
+        self.otherwise = nn.Linear(2, 2)
+        self.in_training = nn.Linear(2, 2)
+        self.in_expression = nn.Linear(2, 2)
+        self.by_input = nn.Linear(2, 2)
+        self.bias_only = nn.Linear(2, 2)
+        self.device_only = nn.Linear(2, 2)
+        self.knows = nn.Linear(2, 2)
+        self.knows_input = nn.Linear(2, 2)
+        self.set_up = nn.Linear(2, 2)
+        self.assigned = nn.Linear(2, 2)
+        self.called = nn.Linear(2, 2)
+        self.stack = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        self.inner = nn.ModuleDict({"deep": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+
+    def reset_parameters(self) -> None:
+        self.set_up.weight.data.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.always.weight
+        if self.scale is not None and self.scale > 1:
+            x = x @ self.when_scaled.weight
+        if self.mode == "on":
+            x = x @ self.when_on.weight
+        if self.flag:  # noqa: SIM108
+            x = x @ self.when_flag.weight
+        else:
+            x = x @ self.otherwise.weight
+        if self.training:
+            x = x @ self.in_training.weight
+        x = x @ (self.in_expression.weight if not self.flag else x.T)
+        if x.shape[0] > 3:
+            x = x @ self.by_input.weight
+        x = x.to(self.device_only.weight.device) + self.bias_only.bias
+        if self.knows.weight.dtype != torch.uint8:
+            x = x.to(self.knows.weight.dtype)
+        if x.dtype == torch.uint8:
+            x = x.to(self.knows_input.weight.dtype)
+        self.assigned.weight = None
+        return self.called(x) @ self.stack[1].weight @ self.inner["deep"][len(x)].weight
+
+
+def read_by(module: nn.Module) -> set[str]:
+    """The paths that are read."""
+    return set(weight_reads(module))
+
+
+ALWAYS = {"always", "by_input", "knows_input", "stack.1", "inner.deep.*"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, {"when_on", "when_flag"}),
+        ({"scale": 2.0}, {"when_scaled", "when_on", "when_flag"}),
+        ({"scale": None, "mode": "off", "flag": False}, {"otherwise", "in_expression"}),
+        ({"scale": "large"}, {"when_scaled", "when_on", "when_flag"}),
+    ],
+    ids=["default", "scaled", "off", "not-comparable"],
+)
+def test_conditions_are_evaluated(settings: Mapping[str, Any], more: set[str]) -> None:
+    """A read under a condition that is false for this module does not count; one that depends on the input does."""
+    assert read_by(Reader(**settings)) == ALWAYS | more
+
+
+def test_paths_lead_to_modules() -> None:
+    """An index is followed; where it is not known, all children are meant."""
+    plan = rulequant.torch.plan(nn.Sequential(Reader()), rules_with())
+    kept = {each.name for each in plan.decisions if each.reason == "weight_read_directly"}
+    assert {"0.stack.1", "0.inner.deep.0", "0.inner.deep.1"} <= kept
+    assert plan.by_name["0.stack.0"].quantize
+
+
+class Base(nn.Module):
+    """Reads in `forward`, and in a helper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helper(x @ self.a.weight)
+
+    def helper(self, x: Tensor) -> Tensor:
+        return x @ self.b.weight
+
+
+class Inherits(Base):
+    """Nothing of its own."""
+
+
+class Overrides(Base):
+    """Another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helper(self.a(x))
+
+
+class Extends(Base):
+    """Calls the inherited forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class OverridesAgain(Extends):
+    """Neither forward nor helper of `Base` is left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x)
+
+    def helper(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("owner", "found"),
+    [
+        (Base, {"a": "Base.forward", "b": "Base.helper"}),
+        (Inherits, {"a": "Base.forward", "b": "Base.helper"}),
+        (Overrides, {"b": "Base.helper"}),
+        (Extends, {"a": "Base.forward", "b": "Base.helper"}),
+        (OverridesAgain, {}),
+    ],
+    ids=lambda each: each.__name__ if isinstance(each, type) else "",
+)
+def test_inheritance(owner: type[nn.Module], found: dict[str, str]) -> None:
+    """Inherited methods count unless they are replaced; a method that calls `super()` does not replace."""
+    assert weight_reads(owner()) == found
+
+
+def test_a_class_inside_a_function_has_a_source() -> None:
+    """Where a class is defined does not matter."""
+
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.proj.weight
+
+    assert weight_reads(Local()) == {"proj": "Local.forward"}
+
+
+def test_a_class_without_source_has_no_reads() -> None:
+    """What was defined by `exec` cannot be read, and that is no error."""
+    namespace: dict[str, Any] = {"nn": nn, "__name__": "nowhere"}
+    exec("class Made(nn.Module):\n    def forward(self, x):\n        return x @ self.proj.weight\n", namespace)
+    assert weight_reads(namespace["Made"]()) == {}
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_quantized_models_run(kind: str) -> None:
+    """Everything that may be quantized in nf4, a small model still runs, and close to what it was."""
+    model = small(kind)
+    inputs = small_inputs(model)
+    with torch.no_grad():
+        before = model(**inputs)[0]
+    plan = rulequant.torch.apply(model, rules_with())
+    assert plan.summary["quantized"] >= 6
+    assert close(model, before, inputs) < 0.4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "t5", "mamba", "wavlm", "vit-classifier"])
+def test_models_in_int8_run(kind: str) -> None:
+    """The same in int8, which is closer."""
+    model = small(kind)
+    inputs = small_inputs(model)
+    with torch.no_grad():
+        before = model(**inputs)[0]
+    rulequant.torch.apply(model, rules_with(schemes={"nf4": {"method": "bnb_int8"}}))
+    assert close(model, before, inputs) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "falcon"])
+def test_models_in_bfloat16_run(kind: str) -> None:
+    """Double quantization in a bfloat16 model computes in bfloat16."""
+    model = small(kind, dtype=torch.bfloat16)
+    inputs = small_inputs(model)
+    with torch.no_grad():
+        before = model(**inputs)[0]
+    rulequant.torch.apply(model, rules_with(schemes={"nf4": {"method": "bnb_4bit", "double_quant": True}}))
+    assert close(model, before, inputs) < 0.4
+    assert model(**inputs)[0].dtype == torch.bfloat16
