@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -15,11 +14,12 @@ from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.container import Container, choose_container
+from rulequant.torch.checkpoint.container import ContainerName, choose_container
+from rulequant.torch.checkpoint.copies import check_copies
 from rulequant.torch.checkpoint.keys import map_keys
 from rulequant.torch.checkpoint.manifest import write_manifest
-from rulequant.torch.checkpoint.partfile import write_file
 from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.sidefiles import copy_side_files, source_config, write_config
 from rulequant.torch.checkpoint.staging import Staging, check_output
 from rulequant.torch.checkpoint.stream import OutputTensor, Step, encode_step, plan_steps
@@ -32,10 +32,9 @@ from rulequant.torch.checkpoint.writer import (
 )
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["DEFAULT_SHARD_BYTES", "PLAN_NAME", "Applied", "Progress", "apply_to_folder", "check_same_model"]
+__all__ = ["DEFAULT_SHARD_BYTES", "Applied", "Progress", "apply_to_folder", "check_same_model"]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-PLAN_NAME = "rulequant-plan.json"
 _SPARE_BYTES = 16 << 20
 """For headers, config and side files, beside the tensors."""
 _ENCODED_NAMES = 8
@@ -58,6 +57,8 @@ class Applied:
 
     plan: Plan
     output: Path
+    container: str = ""
+    """The `quant_method` of its config.json."""
     tensors: int = 0
     bytes_written: int = 0
     """Bytes of all tensors in the output, the JSON records of 4-bit tensors included."""
@@ -72,35 +73,43 @@ def apply_to_folder(
     rules: RuleSet | Plan,
     output: Path,
     *,
+    made_with: RuleSet | None = None,
+    container: ContainerName = "auto",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Applied:
     """Quantize the skeleton's checkpoint folder into `output`, which must not exist; the source is only read.
 
-    Nothing appears under `output` before all of it is complete and on the disk.
+    Nothing appears under `output` before all of it is complete and on the disk. Beside the checkpoint it gets the plan,
+    the rules and a README.md; where a plan is given, `made_with` are its rules, if they are to be kept too.
 
     Raises:
         DiagnosticsError: the rules do not fit the model, or no checkpoint can express the plan.
         CheckpointError: the source cannot be trusted, or the output cannot be written.
         NotFiniteError: a weight holds a value that cannot be encoded.
-        UsageError: the model is not a folder, or the plan is for another model.
+        ModelError: the model is not a checkpoint folder.
+        UsageError: the plan is for another model, or was not made with those rules.
     """
     folder = _folder(skeleton)
     check_output(output, folder)
     config = source_config(folder)
     inventory = skeleton.inventory()
     plan = _plan(rules, inventory)
-    container = choose_container(skeleton, plan)
+    kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
+    chosen = choose_container(skeleton, plan, container)
     with CheckpointReader.open(folder) as reader:
         keys = map_keys(skeleton, reader.tensors)
         steps = plan_steps(reader, keys, plan, inventory, skeleton)
+        check_copies(reader, keys.copies)
         needed = sum(step.nbytes for step in steps) + _SPARE_BYTES
         with Staging(output, folder, needed, notice=notice) as stage:
             applied = _write_shards(reader, steps, stage.path, output, plan, max_shard_bytes, progress)
             applied.dropped = keys.dropped
+            applied.container = chosen.quant_method
             copy_side_files(folder, stage.path)
-            _write_records(config, container, skeleton, plan, stage.path)
+            write_config(config, chosen.config, _dtype_name(skeleton), stage.path)
+            _write_records(applied, kept_rules, skeleton, container, stage.path)
             reader.check_unchanged()
             write_manifest(
                 stage.path,
@@ -149,11 +158,16 @@ def _folder(skeleton: Skeleton) -> Path:
 def _plan(rules: RuleSet | Plan, inventory: Inventory) -> Plan:
     if isinstance(rules, Plan):
         check_same_model(rules, inventory)
-        return rules
-    plan = make_plan(rules, inventory)
+    plan = rules if isinstance(rules, Plan) else make_plan(rules, inventory)
     if not plan.ok:
         raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
     return plan
+
+
+def _matching(rules: RuleSet | None, plan: Plan) -> RuleSet | None:
+    if rules is not None and rules.sha256 != plan.rules_sha256:
+        raise UsageError(f"the plan was not made with {rules.file}", remedy="make the plan anew with these rules")
+    return rules
 
 
 def _write_shards(
@@ -170,7 +184,7 @@ def _write_shards(
     groups = plan_shards(((step.key, step.nbytes) for step in steps), max_shard_bytes)
     names = shard_names(len(groups))
     if progress:
-        progress.start(sum(step.entry.nbytes for step in steps), len(steps))
+        progress.start(sum(step.source_bytes for step in steps), len(steps))
     for shard, group in zip(names, groups, strict=True):
         members = [by_key[key] for key in group]
         with ShardWriter(folder / shard, header_reserve=_header_reserve(members)) as writer:
@@ -178,7 +192,7 @@ def _write_shards(
                 for tensor in encode_step(reader, step):
                     _add(writer, tensor, applied, shard)
                 if progress:
-                    progress.advance(step.key, step.entry.nbytes)
+                    progress.advance(step.key, step.source_bytes)
     if len(names) > 1:
         write_index(folder, applied.weight_map, total_size=applied.bytes_written)
     return applied
@@ -196,18 +210,38 @@ def _header_reserve(steps: list[Step]) -> int:
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for step in steps:
         if step.scheme is None:
-            entries.append((step.key, step.entry.dtype + "____", step.entry.shape))
+            entries.append((step.key, step.entries[0].dtype + "____", step.entries[0].shape))
         else:
             # Names of unknown suffixes: as many as there can be, each longer than any.
-            entries += [(f"{step.key}.{'x' * 48}{number}", "BF16____", (0, 0, 0)) for number in range(_ENCODED_NAMES)]
+            longest = f"{max(step.prefix, step.key, key=len)}{'x' * 48}"
+            entries += [(f"{longest}{number}", "BF16____", (0, 0, 0)) for number in range(_ENCODED_NAMES)]
     return estimate_header(entries)
 
 
 def _write_records(
-    config: dict[str, object], container: Container, skeleton: Skeleton, plan: Plan, folder: Path
+    applied: Applied, rules: RuleSet | None, skeleton: Skeleton, container: ContainerName, folder: Path
 ) -> None:
-    write_config(config, container.config, str(skeleton.dtype).removeprefix("torch."), folder)
-    write_file(folder / PLAN_NAME, (json.dumps(plan.to_dict(), indent=1) + "\n").encode())
+    """The plan, the rules and the card: what the output is made of, and how to make it again."""
+    write_plan(applied.plan, folder)
+    if rules is not None:
+        write_rules(rules, folder)
+    what = RULES_NAME if rules is not None else f"--plan {PLAN_NAME}"
+    option = "" if container == "auto" else f" --container {container}"
+    model_class = type(skeleton.model)
+    write_card(
+        _folder(skeleton),
+        folder,
+        applied.plan,
+        container=applied.container,
+        dtype=_dtype_name(skeleton),
+        bytes_written=applied.bytes_written,
+        command=f"rulequant apply SOURCE {what} -o OUTPUT{option}",
+        model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
+    )
+
+
+def _dtype_name(skeleton: Skeleton) -> str:
+    return str(skeleton.dtype).removeprefix("torch.")
 
 
 def _versions() -> dict[str, str]:

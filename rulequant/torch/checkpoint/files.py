@@ -48,9 +48,7 @@ def printable(text: object, *, limit: int = 300) -> str:
         raw = f"{raw[:half]}…{raw[-half:]}"
     if raw.isprintable():
         return raw
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in raw
-    )
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in raw)
 
 
 def size_text(count: int) -> str:
@@ -149,9 +147,7 @@ def open_regular(path: Path, *, root: Path) -> int:
         _require_regular(real.stat(follow_symlinks=False), path)
         fd = os.open(real, _OPEN_FLAGS)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{printable(path)}: no such file", remedy="download the checkpoint again"
-        ) from error
+        raise CheckpointError(f"{printable(path)}: no such file", remedy="download the checkpoint again") from error
     except OSError as error:
         raise CheckpointError(f"{printable(path)}: cannot open: {error.strerror}") from error
     try:

@@ -177,8 +177,7 @@ def _entry(name: str, value: object, data_start: int, path: Path) -> TensorEntry
     if end - begin != expected:
         raise damaged(
             where,
-            f"{dtype} of shape {printable(list(shape))} needs {expected:,} bytes, "
-            f"data_offsets give {end - begin:,}",
+            f"{dtype} of shape {printable(list(shape))} needs {expected:,} bytes, data_offsets give {end - begin:,}",
         )
     return TensorEntry(name, dtype, shape, data_start + begin, data_start + end, path.name)
 
@@ -217,13 +216,9 @@ def _check_layout(entries: Sequence[TensorEntry], *, data_start: int, file_size:
     for entry in entries:
         name = f"tensor `{printable(entry.name)}`"
         if entry.start < position:
-            raise damaged(
-                where, f"{name} overlaps {previous}: it starts {position - entry.start:,} bytes too early"
-            )
+            raise damaged(where, f"{name} overlaps {previous}: it starts {position - entry.start:,} bytes too early")
         if entry.start > position:
-            raise damaged(
-                where, f"{entry.start - position:,} bytes between {previous} and {name} belong to no tensor"
-            )
+            raise damaged(where, f"{entry.start - position:,} bytes between {previous} and {name} belong to no tensor")
         position, previous = entry.end, name
     if file_size < position:
         raise CheckpointError(

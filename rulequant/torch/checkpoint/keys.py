@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import printable
+from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["KeyMap", "map_keys"]
+__all__ = ["Conversion", "KeyMap", "map_keys"]
+
+
+class Conversion(NamedTuple):
+    """The `WeightConverter` of transformers that takes a source key, and the pattern by which it does."""
+
+    converter: Any
+    pattern: str
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,25 @@ class KeyMap:
 
     targets: dict[str, str] = field(default_factory=dict)
     """Source key to the name of the model's tensor; for a converted key, the first of its tensors."""
-    converted: frozenset[str] = frozenset()
+    converted: dict[str, Conversion] = field(default_factory=dict)
     """Source keys that transformers merges or splits while it loads."""
     dropped: dict[str, str] = field(default_factory=dict)
     """Source keys that are not written, with the reason."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Of the dropped keys those that hold a tied weight a second time, and the key that is written instead."""
+
+
+class _Fit(NamedTuple):
+    """How the keys of a checkpoint and the tensors of a model meet."""
+
+    targets: dict[str, str]
+    converted: dict[str, Conversion]
+    missing: set[str]
+    """Tensors of the model that nothing fills in."""
+    ignored: set[str]
+    """Source keys that the model class declares to be of no concern."""
+    extra: set[str]
+    """The other source keys that the model has no tensor for."""
 
 
 def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
@@ -32,27 +55,63 @@ def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
         CheckpointError: a tensor that the model needs is in no shard (it would be left random), or a shard holds
             tensors that the model does not have.
     """
-    targets, converted, unexpected = _rename(skeleton.model, list(keys), set(skeleton.tensors))
+    model, known = skeleton.model, list(keys)
+    fit = _fit(model, known, skeleton.tensors)
+    if fit.missing or fit.extra:
+        raise _misfit(skeleton, fit, known)
+    _check_unique(skeleton, fit)
+    copies = _tied_copies(model, fit.targets)
+    dropped = {key: f"{type(model).__name__} ignores it" for key in sorted(fit.ignored)}
+    dropped |= {key: f"tied to {kept}" for key, kept in copies.items()}
+    kept = {key: name for key, name in fit.targets.items() if key not in dropped}
+    return KeyMap(kept, fit.converted, dropped, copies)
+
+
+def _fit(model: Any, keys: list[str], tensors: Collection[str]) -> _Fit:
+    names = set(tensors)
+    targets, converted, unexpected = _rename(model, keys, names)
     covered = set(targets.values()) | _other_targets(converted, targets)
-    missing = _without_tied(skeleton.model, set(skeleton.tensors) - covered, covered)
-    missing, remaining = _ignored_by_class(skeleton.model, missing, unexpected)
-    if missing:
-        raise CheckpointError(
-            f"{skeleton.name}: {_names(missing)} of {type(skeleton.model).__name__} {_are(missing)} in no shard",
-            remedy="the checkpoint is incomplete, or config.json names another architecture than its weights are for",
-        )
-    if remaining:
-        raise CheckpointError(
-            f"{skeleton.name}: {type(skeleton.model).__name__} does not have {_names(remaining)}, but the shards do",
-            remedy="check `architectures` in config.json: the weights are of another class",
-        )
-    dropped = {key: f"{type(skeleton.model).__name__} ignores it" for key in unexpected}
-    dropped |= _tied_copies(skeleton.model, targets)
-    kept = {key: name for key, name in targets.items() if key not in dropped}
-    return KeyMap(kept, frozenset(converted), dropped)
+    missing = _without_tied(model, names - covered, covered)
+    missing, extra = _ignored_by_class(model, missing, unexpected)
+    return _Fit(targets, converted, missing, unexpected - extra, extra)
 
 
-def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str], dict[str, Any], set[str]]:
+def _misfit(skeleton: Skeleton, fit: _Fit, keys: list[str]) -> CheckpointError:
+    kind = type(skeleton.model).__name__
+    parts = []
+    if fit.missing:
+        parts.append(f"{_names(fit.missing)} of {kind} {_are(fit.missing)} in no shard")
+    if fit.extra:
+        parts.append(f"{kind} does not have {_names(fit.extra)}, but the shards do")
+    other = _fitting_class(skeleton.model, keys)
+    remedy = "the checkpoint is incomplete, or config.json names another architecture than its weights are for"
+    if other:
+        remedy = f"all of it fits {other}: make that the `architectures` of config.json"
+    return CheckpointError(f"{skeleton.name}: {'; '.join(parts)}", remedy=remedy)
+
+
+def _fitting_class(model: Any, keys: list[str]) -> str | None:
+    """Another class of the same config that has just the tensors of the checkpoint."""
+    for sibling in sibling_models(model):
+        fit = _fit(sibling, keys, sibling.state_dict())
+        if not fit.missing and not fit.extra:
+            return type(sibling).__name__
+    return None
+
+
+def _check_unique(skeleton: Skeleton, fit: _Fit) -> None:
+    """Refuse two tensors for one name: a loader would take either, and say nothing."""
+    first: dict[str, str] = {}
+    for key, name in fit.targets.items():
+        if key not in fit.converted and first.setdefault(name, key) != key:
+            raise CheckpointError(
+                f"{skeleton.name}: `{printable(first[name])}` and `{printable(key)}` are both "
+                f"`{name}` of {type(skeleton.model).__name__}",
+                remedy="remove one of the two from the shards",
+            )
+
+
+def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str], dict[str, Conversion], set[str]]:
     """(targets, converter by converted key, unexpected keys), by the rules of `core_model_loading`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -64,7 +123,7 @@ def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str
     state: dict[str, Any] = dict.fromkeys(names, True)
     prefix = model.base_model_prefix
     targets: dict[str, str] = {}
-    converted: dict[str, Any] = {}
+    converted: dict[str, Conversion] = {}
     unexpected: set[str] = set()
     for key in keys:
         name, pattern = rename_source_key(key, renamings, converters, prefix, state)
@@ -75,16 +134,16 @@ def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str
             continue
         targets[key] = name
         if pattern is not None:
-            converted[key] = by_pattern[pattern]
+            converted[key] = Conversion(by_pattern[pattern], pattern)
     return targets, converted, unexpected
 
 
-def _other_targets(converted: dict[str, Any], targets: dict[str, str]) -> set[str]:
+def _other_targets(converted: dict[str, Conversion], targets: dict[str, str]) -> set[str]:
     """The tensors that converters make beside the first of each, which is in `targets`."""
     return {
-        targets[key].replace(converter.target_patterns[0], other)
-        for key, converter in converted.items()
-        for other in converter.target_patterns[1:]
+        targets[key].replace(each.converter.target_patterns[0], other)
+        for key, each in converted.items()
+        for other in each.converter.target_patterns[1:]
     }
 
 
@@ -115,12 +174,12 @@ def _ignored_by_class(model: Any, missing: set[str], unexpected: set[str]) -> tu
 
 
 def _tied_copies(model: Any, targets: dict[str, str]) -> dict[str, str]:
-    """The source keys that hold a weight a second time."""
+    """The source keys that hold a weight a second time, each with the key that holds it first."""
     by_name = {name: key for key, name in targets.items()}
     copies: dict[str, str] = {}
     for source, group in _tied_groups(model).items():
-        present = [name for name in (source, *sorted(group - {source})) if name in by_name]
-        copies.update({by_name[name]: f"tied to {present[0]}" for name in present[1:]})
+        present = [by_name[name] for name in (source, *sorted(group - {source})) if name in by_name]
+        copies.update(dict.fromkeys(present[1:], present[0]) if present else {})
     return copies
 
 

@@ -115,9 +115,7 @@ def load_manifest(folder: Path) -> Manifest:
     manifest = _parse(text, printable(path))
     # The text is a function of the data: any other text, a changed space even, was not written by rulequant.
     if manifest.to_bytes() != text:
-        raise damaged(
-            printable(path), "it was changed after rulequant wrote it (its own sha256 does not match)"
-        )
+        raise damaged(printable(path), "it was changed after rulequant wrote it (its own sha256 does not match)")
     return manifest
 
 

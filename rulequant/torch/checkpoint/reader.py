@@ -148,10 +148,7 @@ class CheckpointReader:
 
     def fingerprint(self) -> dict[str, dict[str, int]]:
         """Size in bytes and time of change of the index and of each shard, as they were when opened."""
-        return {
-            file: {"size": stamp.size, "mtime_ns": stamp.mtime_ns}
-            for file, stamp in sorted(self._stamps.items())
-        }
+        return {file: {"size": stamp.size, "mtime_ns": stamp.mtime_ns} for file, stamp in sorted(self._stamps.items())}
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the index or a shard is no longer the file that was opened."""

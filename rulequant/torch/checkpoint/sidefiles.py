@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rulequant.errors import CheckpointError
+from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 
 __all__ = ["copy_side_files", "side_files", "source_config", "write_config"]
@@ -18,11 +19,16 @@ _WEIGHTS = frozenset({
 })  # fmt: skip
 """Weights in other formats, which would be those of the full-precision model."""
 _MAX_DEPTH = 3
+_QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 
 
 def side_files(folder: Path) -> list[Path]:
-    """The side files of a checkpoint, relative to it, sorted; weights, hidden files and config.json are left out."""
-    return sorted(each.relative_to(folder) for each in _walk(folder, depth=1))
+    """The side files of a checkpoint, relative to it, sorted.
+
+    Weights, hidden files and what is written anew (config.json, README.md) are left out.
+    """
+    found = _walk(folder, depth=1, modules=_module_folders(folder))
+    return sorted(each.relative_to(folder) for each in found)
 
 
 def copy_side_files(source: Path, destination: Path) -> list[Path]:
@@ -42,16 +48,26 @@ def source_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
-        quantized = part.get("quantization_config") or part.get("compression_config")
-        if quantized:
-            method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else quantized
-            raise CheckpointError(
-                f"{folder} is already quantized ({method})", remedy="give the checkpoint it was made from"
-            )
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    for where, quantized in _quantizations(config):
+        method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else quantized
+        raise CheckpointError(
+            f"{folder} is already quantized ({printable(method)}, by `{where}` in config.json)",
+            remedy="give the checkpoint it was made from",
+        )
     return dict(config)
+
+
+def _quantizations(config: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a config, or one of the configs in it, says of quantization, and where."""
+    for key, value in config.items():
+        if key in _QUANTIZATION_KEYS and value:
+            yield f"{path}{key}", value
+        elif isinstance(value, dict):
+            yield from _quantizations(value, f"{path}{key}.")
 
 
 def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: str, destination: Path) -> None:
@@ -64,17 +80,32 @@ def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: st
     write_file(destination / "config.json", (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _walk(folder: Path, *, depth: int) -> Iterator[Path]:
-    for each in folder.iterdir():
-        if each.name.startswith(".") or each.name.endswith(".index.json") or (depth == 1 and _is_own(each.name)):
+def _walk(folder: Path, *, depth: int, modules: frozenset[str] = frozenset(), whole: bool = False) -> Iterator[Path]:
+    """The files of a folder that are no weights; all of them where `whole`, and in the folders named by `modules`."""
+    for each in sorted(folder.iterdir()):
+        if each.name.startswith(".") or (depth == 1 and _is_own(each.name)):
             continue
         if each.is_dir():
-            if depth < _MAX_DEPTH and not each.is_symlink():
-                yield from _walk(each, depth=depth + 1)
-        elif each.suffix.lower() not in _WEIGHTS and each.is_file():
+            if depth < _MAX_DEPTH and not each.is_symlink() and each.suffix.lower() not in _WEIGHTS:
+                yield from _walk(each, depth=depth + 1, whole=whole or each.name in modules)
+        elif each.is_file() and (whole or not _is_weight(each.name)):
             yield each
+
+
+def _is_weight(name: str) -> bool:
+    suffixes = {each.lower() for each in Path(name).suffixes}
+    return Path(name).suffix.lower() in _WEIGHTS or ".ckpt" in suffixes or name.endswith(".index.json")
 
 
 def _is_own(name: str) -> bool:
     """What is written anew."""
-    return name == "config.json" or name.startswith("rulequant-")
+    return name in {"config.json", "README.md"} or name.startswith("rulequant-")
+
+
+def _module_folders(folder: Path) -> frozenset[str]:
+    """The folders of sentence-transformers' other modules, such as `2_Dense`, whose weights no one else holds."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return frozenset(str(each["path"]) for each in modules if each["path"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return frozenset()

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from rulequant.errors import CheckpointError
-from rulequant.inventory import Inventory, Kind
+from rulequant.inventory import Inventory, Kind, ModuleInfo
 from rulequant.plan import Plan
 from rulequant.schemes import Scheme
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import ITEM_SIZES, TensorEntry
-from rulequant.torch.checkpoint.keys import KeyMap
+from rulequant.torch.checkpoint.keys import Conversion, KeyMap
+from rulequant.torch.checkpoint.merging import merge_whole, mergeable_by_expert, merged_experts
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.factories import NotFiniteError, factory_for
+from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["OutputTensor", "Step", "encode_step", "plan_steps"]
@@ -24,8 +25,9 @@ __all__ = ["OutputTensor", "Step", "encode_step", "plan_steps"]
 _TO_TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool,
 }  # fmt: skip
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _FROM_TORCH = {dtype: name for name, dtype in _TO_TORCH.items()}
 _STATE_RECORD_BYTES = 512
 """More than the JSON record of a 4-bit tensor takes; for estimates only."""
@@ -43,58 +45,117 @@ class OutputTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One source tensor and what becomes of it."""
+    """A tensor of the model, the source tensors that it is made of, and what becomes of it."""
 
-    key: str
-    entry: TensorEntry
+    entries: tuple[TensorEntry, ...]
+    """One, but for fused experts that the source holds expert by expert."""
+    target: str
+    """The model's name for it."""
+    shape: torch.Size
     dtype: torch.dtype
     """The dtype that it is cast to; before encoding, where it is encoded."""
     scheme: Scheme | None
     kind: Kind
     nbytes: int
     """Bytes that it takes in the output; for an encoded tensor an upper bound that counts the JSON record."""
+    conversions: tuple[Conversion, ...] = ()
+    """For each entry how transformers merges it, where it does."""
+
+    @property
+    def key(self) -> str:
+        """The first source key."""
+        return self.entries[0].name
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read for it."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its encoded tensors begin with: the source's own key, or the model's for fused experts."""
+        if self.kind == "experts":
+            return f"{self.target}."
+        # A key of another form is one that transformers renames, and not with a suffix behind it.
+        return (self.key if self.key.endswith("weight") else self.target).removesuffix("weight")
 
 
 def plan_steps(
     reader: CheckpointReader, keys: KeyMap, plan: Plan, inventory: Inventory, skeleton: Skeleton
 ) -> list[Step]:
-    """One step for each source tensor that is written, in the order of the source.
+    """One step for each tensor that is written, in the order of the source.
 
     Raises:
         CheckpointError: a tensor's shape is not the model's, or its dtype is none that can be read.
     """
-    return [
-        _step(reader.tensors[key], keys, plan, inventory, skeleton) for key in reader.tensors if key in keys.targets
-    ]
+    groups: dict[str, list[TensorEntry]] = {}
+    for key, entry in reader.tensors.items():
+        if key in keys.targets:
+            merged = key in keys.converted and _encoding(keys.targets[key], plan, inventory)[1]
+            groups.setdefault(keys.targets[key] if merged else key, []).append(entry)
+    steps = [_step(tuple(entries), keys, plan, inventory, skeleton) for entries in groups.values()]
+    _check_complete(steps, plan, inventory)
+    return steps
 
 
-def _step(entry: TensorEntry, keys: KeyMap, plan: Plan, inventory: Inventory, skeleton: Skeleton) -> Step:
-    key, name = entry.name, keys.targets[entry.name]
-    module_name, _, local = name.rpartition(".")
+def _check_complete(steps: list[Step], plan: Plan, inventory: Inventory) -> None:
+    """Refuse a source that lacks a weight to quantize, even one that the model class may load without."""
+    encoded = {step.target for step in steps if step.scheme}
+    for decision in plan.quantized:
+        scheme = plan.schemes[cast(str, decision.scheme)]
+        for local in scheme.quantized_tensors(inventory.by_name[decision.name]):
+            if f"{decision.name}.{local}" not in encoded:
+                raise CheckpointError(
+                    f"`{decision.name}.{local}` is to be quantized, and no tensor of the shards becomes just that",
+                    remedy=f"skip `{decision.name}` with a reason, or get the checkpoint again",
+                )
+
+
+def _encoding(target: str, plan: Plan, inventory: Inventory) -> tuple[ModuleInfo, Scheme | None]:
+    """The module that a tensor belongs to, and the scheme that encodes it."""
+    module_name, _, local = target.rpartition(".")
     info = inventory.by_name[module_name]
     decision = plan.by_name.get(info.name)
     scheme = plan.schemes[decision.scheme] if decision and decision.scheme else None
-    encoded = scheme if scheme and local in scheme.quantized_tensors(info) else None
-    if entry.dtype not in _TO_TORCH:
-        raise CheckpointError(f"`{printable(key)}` has the dtype {entry.dtype}, which cannot be read here")
-    if key in keys.converted:
-        if encoded:
-            raise CheckpointError(
-                f"`{printable(key)}` is merged or split by transformers as it loads, so it cannot be quantized alone",
-                remedy=f"skip `{info.name}` with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
-            )
-    elif entry.shape != tuple(skeleton.tensors[name].shape):
+    return info, scheme if scheme and local in scheme.quantized_tensors(info) else None
+
+
+def _step(entries: tuple[TensorEntry, ...], keys: KeyMap, plan: Plan, inventory: Inventory, skeleton: Skeleton) -> Step:
+    first, target = entries[0], keys.targets[entries[0].name]
+    info, scheme = _encoding(target, plan, inventory)
+    shape = skeleton.tensors[target].shape
+    conversions = tuple(keys.converted[each.name] for each in entries if each.name in keys.converted)
+    for entry in entries:
+        _check_dtype(entry, quantized=scheme is not None)
+    if conversions and scheme and info.kind != "experts":
         raise CheckpointError(
-            f"`{printable(key)}` has the shape {list(entry.shape)}, "
-            f"config.json asks for {list(skeleton.tensors[name].shape)}",
+            f"`{printable(first.name)}` is merged or split by transformers as it loads, so it is not quantized alone",
+            remedy=f"skip `{info.name}` with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
+        )
+    if not conversions and first.shape != tuple(shape):
+        raise CheckpointError(
+            f"`{printable(first.name)}` has the shape {list(first.shape)}, config.json asks for {list(shape)}",
             remedy="the weights are of another model than config.json",
         )
-    tensor = info.tensor(local)
-    dtype = skeleton.dtype if encoded else _stored(entry, name, skeleton)
-    nbytes = entry.numel * dtype.itemsize
-    if encoded and tensor:
-        nbytes = encoded.encoded_bytes(info, tensor) + _STATE_RECORD_BYTES
-    return Step(key, entry, dtype, encoded, info.kind, nbytes)
+    tensor = info.tensor(target.rpartition(".")[2])
+    dtype = skeleton.dtype if scheme else _stored(first, target, skeleton)
+    nbytes = sum(entry.numel for entry in entries) * dtype.itemsize
+    if scheme and tensor:
+        nbytes = scheme.encoded_bytes(info, tensor) + _STATE_RECORD_BYTES
+    return Step(entries, target, shape, dtype, scheme, info.kind, nbytes, conversions if scheme else ())
+
+
+def _check_dtype(entry: TensorEntry, *, quantized: bool) -> None:
+    """Refuse what is already quantized, or is no weight: cast to a float it would mean something else."""
+    if entry.dtype in _TO_TORCH and not (quantized and entry.dtype not in _FLOATS):
+        return
+    message = f"`{printable(entry.name)}` has the dtype {entry.dtype}"
+    if entry.dtype.startswith("F8"):
+        raise CheckpointError(
+            f"{message}: the checkpoint is already quantized, or lacks its scales",
+            remedy="give the checkpoint it was made from, in bfloat16, float16 or float32",
+        )
+    raise CheckpointError(f"{message}, which cannot be {'quantized' if quantized else 'read here'}")
 
 
 def _stored(entry: TensorEntry, name: str, skeleton: Skeleton) -> torch.dtype:
@@ -105,28 +166,71 @@ def _stored(entry: TensorEntry, name: str, skeleton: Skeleton) -> torch.dtype:
 
 
 def encode_step(reader: CheckpointReader, step: Step) -> Iterator[OutputTensor]:
-    """Read a source tensor, and give the tensors that are written for it.
+    """Read the source of a step, and give the tensors that are written for it.
 
     Raises:
         NotFiniteError: it holds a value that its method cannot encode; the tensor is named.
+        CheckpointError: the experts of the source do not make up the model's tensor.
     """
-    data = reader.read(step.key)
-    source = _TO_TORCH[step.entry.dtype]
-    if step.scheme is None and source == step.dtype:
-        yield OutputTensor(step.key, step.entry.dtype, step.entry.shape, memoryview(data))
-        return
-    tensor = _as_tensor(data, source, step.entry.shape).to(step.dtype)
+    entry = step.entries[0]
     if step.scheme is None:
-        yield _output(step.key, tensor)
+        if _TO_TORCH[entry.dtype] == step.dtype:
+            yield OutputTensor(step.key, entry.dtype, entry.shape, memoryview(reader.read(step.key)))
+        else:
+            yield _output(step.key, _read(reader, entry, step.dtype))
         return
-    factory = factory_for(step.scheme.method)
     try:
-        encoded = factory.encode(tensor, step.kind, step.scheme)
+        encoded = _encode(reader, step, step.scheme)
     except NotFiniteError as error:
-        raise NotFiniteError(f"`{printable(step.key)}`: {error.message}", remedy=error.remedy) from error
-    prefix = step.key.removesuffix("weight")
+        raise _named(error, reader, step) from error
     for name, each in encoded.items():
-        yield _output(f"{prefix}{name}", each)
+        yield _output(f"{step.prefix}{name}", each)
+
+
+def _named(error: NotFiniteError, reader: CheckpointReader, step: Step) -> NotFiniteError:
+    """The error with the tensor's name; and whether the value is in the source, or came of the cast."""
+    message = f"`{printable(step.key)}`: {error.message}"
+    entry, dtype = step.entries[0], str(step.dtype).removeprefix("torch.")
+    in_source, cast_to = (_read(reader, entry, each) for each in (torch.float64, step.dtype))
+    if cast_to.isfinite().all() or not in_source.isfinite().all():
+        return NotFiniteError(message, remedy=error.remedy)
+    return NotFiniteError(
+        f"{message}, cast from {entry.dtype} to {dtype}, the dtype of config.json",
+        remedy='say `"dtype": "bfloat16"` or `"float32"` in config.json',
+    )
+
+
+def _encode(reader: CheckpointReader, step: Step, scheme: Scheme) -> dict[str, torch.Tensor]:
+    factory = factory_for(scheme.method)
+    if step.kind != "experts":
+        return factory.encode(_read(reader, step.entries[0], step.dtype), step.kind, scheme)
+    return cast(ExpertsFactory, factory).encode_experts(_experts(reader, step), step.shape, step.dtype, scheme)
+
+
+def _experts(reader: CheckpointReader, step: Step) -> Iterator[torch.Tensor]:
+    """The experts of a fused tensor one by one, [rows, columns]; as far as it can be, without the tensor as a whole."""
+
+    def read(entry: TensorEntry) -> torch.Tensor:
+        return _read(reader, entry, step.dtype)
+
+    if step.conversions and mergeable_by_expert(step.conversions):
+        yield from merged_experts(step.entries, step.conversions, read, step.shape)
+    elif step.conversions:
+        yield from merge_whole(step.entries, step.conversions, read, step.shape).unbind()
+    else:
+        yield from _sliced_experts(reader, step)
+
+
+def _sliced_experts(reader: CheckpointReader, step: Step) -> Iterator[torch.Tensor]:
+    entry = step.entries[0]
+    size, source = entry.nbytes // step.shape[0], _TO_TORCH[entry.dtype]
+    for index in range(step.shape[0]):
+        data = reader.read_slice(entry.name, index * size, size)
+        yield _as_tensor(data, source, tuple(step.shape[1:])).to(step.dtype)
+
+
+def _read(reader: CheckpointReader, entry: TensorEntry, dtype: torch.dtype) -> torch.Tensor:
+    return _as_tensor(reader.read(entry.name), _TO_TORCH[entry.dtype], entry.shape).to(dtype)
 
 
 def _as_tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -126,9 +126,7 @@ class ShardWriter:
 
     def _require_filled(self) -> None:
         if self._due:
-            raise RuntimeError(
-                f"{self.path.name}: {self._due:,} bytes of `{self.names[-1]}` were not written"
-            )
+            raise RuntimeError(f"{self.path.name}: {self._due:,} bytes of `{self.names[-1]}` were not written")
 
     def _header_bytes(self) -> bytes:
         text = _json_bytes(self._header)

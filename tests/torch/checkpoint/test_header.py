@@ -142,15 +142,11 @@ def _entry(**changes: Any) -> dict[str, Any]:
         pytest.param(_entry(data_offsets=[0]), r"data_offsets must be \[start, end\], got \[0\]", id="one"),
         pytest.param(_entry(data_offsets=[0, 4, 8]), r"must be \[start, end\]", id="three offsets"),
         pytest.param(_entry(data_offsets=[8, 0]), r"must be \[start, end\], got \[8, 0\]", id="backwards"),
-        pytest.param(
-            _entry(data_offsets=[-8, 0]), "data_offsets must be a list of whole", id="negative offset"
-        ),
+        pytest.param(_entry(data_offsets=[-8, 0]), "data_offsets must be a list of whole", id="negative offset"),
         pytest.param(_entry(data_offsets=None), "data_offsets must be a list of whole", id="no offsets"),
         pytest.param({"__metadata__": {"a": 1}}, "`__metadata__` must map names to strings", id="metadata"),
         pytest.param({"__metadata__": ["a"]}, "`__metadata__` must map names to strings", id="metadata list"),
-        pytest.param(
-            {"a\x1b[2J": F32}, r"tensor `a\\x1b\[2J`: its name has control", id="name with an ansi escape"
-        ),
+        pytest.param({"a\x1b[2J": F32}, r"tensor `a\\x1b\[2J`: its name has control", id="name with an ansi escape"),
         pytest.param({"a\nb": F32}, r"tensor `a\\nb`: its name has control", id="name with a newline"),
         pytest.param({"a\0": F32}, r"tensor `a\\x00`: its name has control", id="name with nul"),
         pytest.param({"a\ud800": F32}, r"tensor `a\\ud800`: its name", id="name with a lone surrogate"),
@@ -184,9 +180,7 @@ def test_a_header_that_contradicts_itself_is_refused(header: object, problem: st
 
 def test_a_truncated_file_says_how_much_is_missing() -> None:
     """An interrupted download is the likeliest cause, and is told as such."""
-    with pytest.raises(
-        CheckpointError, match=r"download is incomplete: expected 1,0\d\d bytes, the file has 5\d\d"
-    ):
+    with pytest.raises(CheckpointError, match=r"download is incomplete: expected 1,0\d\d bytes, the file has 5\d\d"):
         _parse({"a": {"dtype": "U8", "shape": [1000], "data_offsets": [0, 1000]}}, payload=500)
 
 
@@ -201,14 +195,10 @@ def test_bytes_after_the_last_tensor_are_refused() -> None:
     [
         pytest.param(b"", "0 bytes, too few", id="empty"),
         pytest.param(b"1234567", "7 bytes, too few", id="seven bytes"),
-        pytest.param(
-            struct.pack("<Q", MAX_HEADER_BYTES + 1), "at most 100,000,000 are allowed", id="too long"
-        ),
+        pytest.param(struct.pack("<Q", MAX_HEADER_BYTES + 1), "at most 100,000,000 are allowed", id="too long"),
         pytest.param(b"<!DOCTYPE html><html>", "so this is not a safetensors file", id="a web page"),
         pytest.param(b"PK\x03\x04" + bytes(100), "does not begin with|is incomplete|not a safet", id="a zip"),
-        pytest.param(
-            struct.pack("<Q", 50) + b"{", "at least 58 bytes .*the file has 9", id="header cut short"
-        ),
+        pytest.param(struct.pack("<Q", 50) + b"{", "at least 58 bytes .*the file has 9", id="header cut short"),
         pytest.param(struct.pack("<Q", 0), "does not begin with `{`", id="no header"),
         pytest.param(
             b"version https://git-lfs.example/spec/v1\noid sha256:0\n",

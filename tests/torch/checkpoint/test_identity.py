@@ -1,4 +1,4 @@
-"""Streaming writes what transformers' quantize-on-load plus `save_pretrained` writes, and what swapping in memory gives."""
+"""Streaming writes what transformers' quantize-on-load plus `save_pretrained` writes, and what memory holds."""
 
 from __future__ import annotations
 

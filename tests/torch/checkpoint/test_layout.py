@@ -42,18 +42,14 @@ def test_names_are_ordered_as_a_reader_counts() -> None:
         "layer10.w",
         "layers.0.a.weight",
         "layers.0.a.weight.absmax",
-        "layers.2.a.weight",
         "layers.02.a.weight",
+        "layers.2.a.weight",
         "layers.10.a.weight",
         "layers." + "9" * 5000,
         "norm",
     ]
     shuffled = random.Random(0).sample(expected, len(expected))
-    ordered = sorted(shuffled, key=natural_key)
-    assert ordered.index("layers.02.a.weight") - ordered.index("layers.2.a.weight") in (-1, 1)
-    assert [each for each in ordered if each != "layers.02.a.weight"] == [
-        each for each in expected if each != "layers.02.a.weight"
-    ]
+    assert sorted(shuffled, key=natural_key) == expected
 
 
 def test_a_single_file_needs_no_index(tmp_path: Path) -> None:
@@ -121,14 +117,14 @@ def test_missing_shards_are_all_named(tmp_path: Path) -> None:
     folder = _folder(tmp_path, INDEX_NAME, "a-1.safetensors")
     (folder / "a-3.safetensors").symlink_to("../../blobs/gone")
     weight_map = {str(i): f"a-{i}.safetensors" for i in (1, 2, 3)}
-    with pytest.raises(CheckpointError, match=r"files that are missing: a-2.safetensors, a-3.safetensors$") as caught:
+    with pytest.raises(CheckpointError, match=r"files that are missing: a-2.safetensors, a-3.safetensors\n") as caught:
         find_layout(folder, lambda: _index(weight_map))
     assert "download the checkpoint again" in str(caught.value)
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path) -> None:
     """A wrong path and a file in its place have their messages."""
-    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder"):
         find_layout(tmp_path / "nowhere", _no_index)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="file: not a folder"):
@@ -199,5 +195,5 @@ def test_total_size_is_read_as_writers_leave_it(size: object, expected: int | No
 def test_total_size_must_be_a_number_of_bytes(size: object) -> None:
     """Anything else is refused by name."""
     text = _index({"a": "x.safetensors"}, total_size=size).replace(b"Infinity", b"1e400")
-    with pytest.raises(CheckpointError, match="metadata.total_size must be a number of bytes"):
+    with pytest.raises(CheckpointError, match=r"metadata.total_size must be a number of bytes"):
         parse_index(text, Path(INDEX_NAME))

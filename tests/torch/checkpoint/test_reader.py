@@ -47,7 +47,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_shards_are_read_as_one_list_of_tensors(tmp_path: Path) -> None:
@@ -274,9 +274,9 @@ def test_a_file_that_was_replaced_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     folder = _write(tmp_path)
     with CheckpointReader.open(folder) as reader:
         save_file({"b.10.w": torch.zeros(9), "b.2.w": torch.zeros(3)}, folder / "model-00001-of-00002.safetensors")
-        with pytest.raises(CheckpointError, match="model-00001-.*: the file changed while"):
+        with pytest.raises(CheckpointError, match=r"model-00001-.*: the file changed while"):
             reader.read("b.2.w")
-        with pytest.raises(CheckpointError, match="model-00001-.*: the file changed while"):
+        with pytest.raises(CheckpointError, match=r"model-00001-.*: the file changed while"):
             reader.check_unchanged()
 
 

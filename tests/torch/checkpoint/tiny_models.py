@@ -36,27 +36,50 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 256, "bos_token_id": 1, "eos_token_id": 2},
+        {
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "vocab_size": 256,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
     ),
     "opt": (
         "OPTForCausalLM",
         "OPTConfig",
         {
-            "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256,
-            "max_position_embeddings": 64, "word_embed_proj_dim": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_size": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 256,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
         },
     ),
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
         {
-            "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 256, "pad_token_id": 0,
-            "eos_token_id": 1, "decoder_start_token_id": 0,
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vocab_size": 256,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 0,
         },
     ),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _BERT),
     "bert": ("BertForMaskedLM", "BertConfig", _BERT),
-}  # fmt: skip
+}
 """(model class, config class, settings) by the name that tests use."""
 
 

@@ -1,0 +1,1 @@
+"""Reading, quantizing and writing checkpoint folders."""
