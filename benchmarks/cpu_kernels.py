@@ -1,7 +1,7 @@
 """Time of the CPU kernels for nf4, fp4 and int8 beside bitsandbytes' own, in the same run, on the same weight.
 
-Run with `python benchmarks/cpu_kernels.py`; `--help` lists the options. Rounds alternate between the two, and the best of
-each counts: on a busy machine look at the ratios. Both get the same number of threads. The results are compared, too.
+Run with `python benchmarks/cpu_kernels.py`; `--help` lists the options. Rounds alternate between the two, and the best
+of each counts: on a busy machine look at the ratios. Both get the same number of threads. Results are compared, too.
 """
 
 from __future__ import annotations
