@@ -94,6 +94,8 @@ def best_seconds(functions: tuple[Callable[[], object], ...], rounds: int) -> li
     best = [float("inf")] * len(functions)
     for _ in range(rounds):
         for index, function in enumerate(functions):
+            # OpenMP's threads keep a core busy for some milliseconds after their work.
+            time.sleep(0.05)
             start = time.perf_counter()
             function()
             best[index] = min(best[index], time.perf_counter() - start)

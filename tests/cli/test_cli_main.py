@@ -214,7 +214,12 @@ def test_old_terminal() -> None:
 def test_sigint_of_a_process(tmp_path: Path) -> None:
     """A process that waits for stdin ends with 130 and one line when it is interrupted."""
     with subprocess.Popen(
-        [*RULEQUANT, "validate", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+        [*RULEQUANT, "validate", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        # A shell without job control starts background jobs, and so this test, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         _wait_until_it_sleeps(process.pid)
         process.send_signal(signal.SIGINT)

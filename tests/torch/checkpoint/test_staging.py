@@ -37,7 +37,11 @@ def _names(folder: Path) -> list[str]:
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that is writing `out`."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell without job control starts background jobs, and so this test, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
