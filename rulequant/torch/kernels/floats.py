@@ -1,7 +1,8 @@
 """bfloat16, float16 and float32 as bit patterns: what can be quantized, its conversion, the largest magnitude of a row.
 
-torch splits every larger operation over threads of its own, which would oversubscribe the machine once several threads
-run these kernels; numpy never does, but has no bfloat16 and converts float16 slowly. Hence the integer arithmetic.
+torch converts, but splits every operation on more than 32,768 elements over threads of its own, which would
+oversubscribe the machine once several threads run these kernels. numpy never does; but it has no bfloat16, and converts
+float16 slowly. So conversions are written out here, in long vectorized steps.
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ Bits = NDArray[Any]
 
 SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """What can be quantized. bitsandbytes refuses the others too."""
-
-TORCH_SERIAL = 1 << 15
-"""The most elements for which torch starts no threads (`at::internal::GRAIN_SIZE`)."""
 
 SHORT_ROW = 256
 """Elements below which numpy's reduction of a row is mostly overhead."""
@@ -56,7 +54,7 @@ def bits_of(values: Tensor) -> Bits:
 
 
 def to_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The values of bit patterns of a dtype, flat: in `out`, or for float32 the patterns' own memory."""
+    """The finite values of bit patterns of a dtype, flat: in `out`, or for float32 the patterns' own memory."""
     if dtype == torch.float32:
         return bits.view(np.float32)
     if dtype == torch.bfloat16:
@@ -65,53 +63,65 @@ def to_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDAr
         np.copyto(words, bits.view(np.uint16))
         np.left_shift(words, 16, out=words)
         return out
-    _convert(torch.from_numpy(bits.view(np.float16)), torch.from_numpy(out))
+    # Sign, exponent and fraction where float32 has them; but its exponent counts from -126, that of float16 from -14.
+    signed = out.view(np.int32)
+    np.copyto(signed, bits)
+    np.left_shift(signed, 13, out=signed)
+    np.bitwise_and(signed, ~0x70001FFF, out=signed)
+    np.multiply(out, np.float32(2.0**112), out=out)
     return out
 
 
 def through_float16(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The values of bit patterns of a dtype, flat, rounded to float16: in `out`.
 
-    What is too large for float16 becomes infinite from float32, and stays what it is from bfloat16.
+    What is too large for float16 is rounded to as many bits, and stays finite.
     """
     values = to_float32(bits, dtype, out)
+    # A number is rounded to the steps of float32 around another, when that is added and subtracted again.
     if dtype == torch.bfloat16:
-        # Its 8 significant bits fit float16's 11; only what lies between float16's subnormal numbers, the multiples of
-        # 2^-24, is rounded. Those are the steps of float32 around 0.75, to which larger values can be added exactly.
+        # Its 8 significant bits fit float16's 11. Rounded is only what lies between the subnormal numbers of float16:
+        # multiples of 2^-24, the steps around 0.75. To larger values 0.75 is added exactly.
         np.add(values, np.float32(0.75), out=out)
         np.subtract(out, np.float32(0.75), out=out)
     elif dtype == torch.float32:
-        halves = torch.from_numpy(scratch("halves", bits.shape, np.float16))
-        _convert(torch.from_numpy(values), halves)
-        _convert(halves, torch.from_numpy(out))
+        # From 2^e on, float16 has steps of 2^(e-10), like float32 around 1.5 * 2^(e+13); e is at least -14.
+        large = scratch("large", values.shape, np.float32)
+        np.bitwise_and(values.view(np.int32), 0x7F800000, out=large.view(np.int32))
+        np.maximum(large, np.float32(2.0**-14), out=large)
+        np.multiply(large, np.float32(1.5 * 2**13), out=large)
+        np.add(values, large, out=out)
+        np.subtract(out, large, out=out)
     return out
 
 
-def _convert(source: Tensor, target: Tensor) -> None:
-    """Copy flat tensors of different dtypes, in parts for which torch starts no threads."""
-    for each, to in zip(torch.split(source, TORCH_SERIAL), torch.split(target, TORCH_SERIAL), strict=True):
-        to.copy_(each)
-
-
-def magnitude_maxima(rows: Bits) -> Bits:
-    """The pattern of the largest magnitude in each row [k, n]; that of infinity or NaN if one is in the row.
+def magnitude_maxima(rows: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
+    """The largest magnitude in each row [k, n], as float32; not finite if anything in the row is not.
 
     Without the sign bit, the bit patterns of floats are ordered as integers, infinity and NaN on top. So this finds on
     the way what is not finite, and is several times as fast as the maximum of absolute values.
     """
+    maxima = _pattern_maxima(rows)
+    if dtype == torch.float16:
+        # Few enough for numpy's conversion, which knows infinity and NaN.
+        return maxima.view(np.float16).astype(np.float32)
+    return to_float32(maxima, dtype, np.empty(len(maxima), np.float32))
+
+
+def _pattern_maxima(rows: Bits) -> Bits:
     count, columns = rows.shape
     lanes = 8 // rows.itemsize
-    sign = np.iinfo(rows.dtype).max
+    magnitude = np.iinfo(rows.dtype).max
     if columns >= SHORT_ROW or columns % lanes:
         magnitudes = scratch("magnitudes", rows.shape, rows.dtype.type)
-        np.bitwise_and(rows, sign, out=magnitudes)
+        np.bitwise_and(rows, magnitude, out=magnitudes)
         maxima: Bits = np.maximum.reduce(magnitudes, axis=1)
         return maxima
     # Turned by words of 8 bytes, so that one long reduction serves all rows; then the lanes of a word are left.
     words = scratch("magnitudes", (columns // lanes, count), np.int64)
     np.copyto(words, rows.view(np.int64).T)
     magnitudes = words.view(rows.dtype)
-    np.bitwise_and(magnitudes, sign, out=magnitudes)
+    np.bitwise_and(magnitudes, magnitude, out=magnitudes)
     maxima = np.maximum.reduce(magnitudes, axis=0)
     while len(maxima) > count:
         maxima = np.maximum(maxima[::2], maxima[1::2])

@@ -133,7 +133,7 @@ def _scaled_by_blocks(blocks: Bits, dtype: torch.dtype, absmax: NDArray[np.float
 
     bitsandbytes also clamps to [-1, 1]. A product can pass 1 by a rounding error, but no midpoint lies there.
     """
-    absmax[:] = to_float32(magnitude_maxima(blocks), dtype, scratch("absmax", absmax.shape, np.float32))
+    absmax[:] = magnitude_maxima(blocks, dtype)
     factors = np.reciprocal(np.maximum(absmax, TINY))
     out = scratch("scaled", (blocks.size,), np.float32)
     values = to_float32(blocks.reshape(-1), dtype, out)
@@ -146,8 +146,7 @@ def _scaled_short_block(values: Bits, dtype: torch.dtype, absmax: NDArray[np.flo
 
     An odd number of values is followed by a zero, for the second half of the last byte.
     """
-    largest = to_float32(magnitude_maxima(values[None]), dtype, scratch("absmax", (1,), np.float32))
-    absmax[:] = np.maximum(largest, TINY)
+    absmax[:] = np.maximum(magnitude_maxima(values[None], dtype), TINY)
     scaled = np.zeros(len(values) + len(values) % 2, np.float32)
     floats = to_float32(values, dtype, scratch("scaled", values.shape, np.float32))
     np.divide(floats, absmax, out=scaled[: len(values)])

@@ -18,9 +18,6 @@ from rulequant.torch.kernels.spans import CHUNK, in_parallel, scratch
 
 __all__ = ["quantize_int8"]
 
-FLOAT16_MAX = 65504.0
-"""LLM.int8() goes through float16."""
-
 
 def quantize_int8(weight: Tensor, *, out: Tensor | None = None, threads: int = 1) -> tuple[Tensor, Tensor]:
     """Values I8 [out, in] and `SCB` F32 [out], the largest magnitude of each row, of a weight [out, in].
@@ -58,9 +55,8 @@ def _check_out(weight: Tensor, out: Tensor | None) -> None:
 
 def _encode_rows(rows: Bits, dtype: torch.dtype, out: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
     """Scale each row to [-127, 127] by its largest magnitude and round half to even."""
-    # Rounding to float16 keeps the order, so it may follow the maximum.
-    scales[:] = through_float16(magnitude_maxima(rows), dtype, scratch("scales", scales.shape, np.float32))
-    scales[scales > FLOAT16_MAX] = np.inf
+    # Rounding to float16 keeps the order, so it may follow the maximum. What is too large becomes infinite.
+    scales[:] = magnitude_maxima(rows, dtype).astype(np.float16)
     # Two roundings, because torch divides a number by a tensor in this way.
     factors = np.reciprocal(scales) * np.float32(127)
     # For a row of zeros 0, not infinity: its codes are zeros, and not what a machine makes of NaN as an integer.

@@ -124,7 +124,7 @@ def test_any_finite_bytes(data: bytes, dtype: torch.dtype, quant_type: str, bloc
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_change_nothing(dtype: torch.dtype, threads: int) -> None:
     """Several spans, the last with a short chunk and a short block."""
-    weight = torch.randn(1_700_003, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = torch.randn(2_700_003, generator=torch.Generator().manual_seed(1)).to(dtype)
     assert_stock(weight, "nf4", 64, threads=threads)
     assert_stock(weight, "fp4", 4096, threads=threads)
 
