@@ -42,7 +42,11 @@ class Skeleton:
     """The checkpoint folder; None for a Hub id or a callable."""
 
     def inventory(self) -> Inventory:
-        """The inventory, with the dtypes that a checkpoint stores."""
+        """The inventory, with the dtypes that a checkpoint stores; taken once."""
+        return self._inventory
+
+    @cached_property
+    def _inventory(self) -> Inventory:
         return with_dtypes(inspect_model(self.model, name=self.name), self._fp32_names())
 
     def stored_dtype(self, name: str) -> torch.dtype:

@@ -7,21 +7,11 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_models import DECODER
 
 __all__ = ["MOE", "build_moe", "moe_class", "moe_rules", "save_moe"]
 
-_BASE = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 256,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_BASE = DECODER | {"intermediate_size": 64}
 
 MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
     # [E, 2I, H] and [E, H, I]; the source holds experts one by one under names of its own

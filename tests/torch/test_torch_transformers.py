@@ -13,6 +13,7 @@ import torch
 import transformers
 from moe_models import MOE, moe_class, moe_rules, save_moe
 from safetensors.torch import load_file
+from tiny_models import ARCHITECTURES, inputs_for, save_tiny
 from torch import nn
 
 from rulequant.diagnostics import DiagnosticsError
@@ -20,9 +21,6 @@ from rulequant.errors import UsageError
 from rulequant.loader import load_rules
 from rulequant.torch import apply, apply_checkpoint
 from rulequant.torch.transformers import RuleQuantConfig
-
-sys.path.insert(0, str(Path(__file__).parent / "checkpoint"))
-from tiny_models import ARCHITECTURES, inputs_for, save_tiny
 
 MIX: dict[str, Any] = {
     "version": 1,

@@ -154,7 +154,7 @@ class Linear8bitFactory:
     ) -> dict[str, Tensor]:
         """`encode` for fused experts, from the experts one by one, each [rows, columns]."""
         del dtype
-        return encode_experts_int8(_checked_experts(slices, self, scheme), shape, cast(BnbInt8, scheme))
+        return encode_experts_int8(_checked_experts(slices, self, scheme), shape)
 
     def attach(self, layer: nn.Module, encoded: dict[str, Tensor]) -> None:
         """Make the weight an `Int8Params` with its scales."""

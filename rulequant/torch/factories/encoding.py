@@ -13,13 +13,11 @@ import torch
 from bitsandbytes import functional
 from torch import Tensor
 
-from rulequant.schemes import Bnb4bit
+from rulequant.schemes import NESTED_BLOCKSIZE, Bnb4bit
 from rulequant.torch import kernels
 from rulequant.torch.factories import NotFiniteError
 
 __all__ = ["encode_4bit", "encode_int8", "encode_slices_4bit"]
-
-NESTED_BLOCKSIZE = 256
 
 
 def encode_4bit(weight: Tensor, settings: Bnb4bit) -> dict[str, Tensor]:

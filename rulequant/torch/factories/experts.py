@@ -14,7 +14,7 @@ import torch
 from bitsandbytes import functional
 from torch import Tensor, nn
 
-from rulequant.schemes import Bnb4bit, BnbInt8
+from rulequant.schemes import Bnb4bit
 from rulequant.torch.experts import ExpertWeights
 from rulequant.torch.factories.encoding import encode_int8, encode_slices_4bit
 
@@ -102,9 +102,8 @@ def encode_experts_4bit(
     return encode_slices_4bit((each.contiguous() for each in slices), shape, dtype, settings)
 
 
-def encode_experts_int8(slices: Iterable[Tensor], shape: torch.Size, settings: BnbInt8) -> dict[str, Tensor]:
+def encode_experts_int8(slices: Iterable[Tensor], shape: torch.Size) -> dict[str, Tensor]:
     """The tensors of an `Experts8bit` from its experts, each [1, rows, columns] or [rows, columns], in order."""
-    del settings
     values: list[Tensor] = []
     scales: list[Tensor] = []
     for each in slices:

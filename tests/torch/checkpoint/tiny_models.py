@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-__all__ = ["ARCHITECTURES", "inputs_for", "save_tiny"]
+__all__ = ["ARCHITECTURES", "DECODER", "inputs_for", "save_tiny"]
 
-_DECODER = {
+DECODER = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -23,16 +23,16 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_BERT = {key: value for key, value in _DECODER.items() if key != "num_key_value_heads"}
+_BERT = {key: value for key, value in DECODER.items() if key != "num_key_value_heads"}
 
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "llama": ("LlamaForCausalLM", "LlamaConfig", _DECODER | {"tie_word_embeddings": False}),
-    "llama-tied": ("LlamaForCausalLM", "LlamaConfig", _DECODER | {"tie_word_embeddings": True}),
-    "llama-biases": ("LlamaForCausalLM", "LlamaConfig", _DECODER | {"attention_bias": True, "mlp_bias": True}),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _DECODER),
-    "mistral": ("MistralForCausalLM", "MistralConfig", _DECODER),
-    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", _DECODER | {"head_dim": 16}),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", _DECODER),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER | {"tie_word_embeddings": False}),
+    "llama-tied": ("LlamaForCausalLM", "LlamaConfig", DECODER | {"tie_word_embeddings": True}),
+    "llama-biases": ("LlamaForCausalLM", "LlamaConfig", DECODER | {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER),
+    "mistral": ("MistralForCausalLM", "MistralConfig", DECODER),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", DECODER | {"head_dim": 16}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", DECODER),
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
