@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from rulequant.diagnostics import Diagnostic, Location
-from rulequant.globs import MAX_LENGTH
-from rulequant.globs import MAX_SEGMENTS as MAX_SEGMENTS_OF_ONE
+from rulequant.globtext import MAX_LENGTH
+from rulequant.globtext import MAX_SEGMENTS as MAX_SEGMENTS_OF_ONE
 from rulequant.source import DataPath
 from rulequant.sourcetext import shorten
 

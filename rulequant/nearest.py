@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Iterator
 
 from rulequant.diagnostics import closest
-from rulequant.globs import Glob, GlobError
+from rulequant.globs import Glob
+from rulequant.globtext import GlobError
 from rulequant.inventory import Inventory
 
 __all__ = ["nearest_names"]

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from rulequant.diagnostics import Diagnostic, Location, closest, did_you_mean
 from rulequant.edits import convert_value, rename_key, respell_value, to_braces
-from rulequant.globs import MULTI_DIGIT_CLASS
+from rulequant.globtext import MULTI_DIGIT_CLASS
 from rulequant.remedies import GIVE_VALUE, key_remedy, keys_of, share_remedy, type_remedy
 from rulequant.rulefile import Expect, Rule, RuleFile, SkipModules
 from rulequant.schemes import scheme_class

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from rulequant.globs import Glob, GlobError
+from rulequant.globs import Glob
+from rulequant.globtext import GlobError
 
 if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule file
     from rulequant.inventory import LayerIndex, ModuleInfo

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rulequant.checks import HEAVY
 from rulequant.diagnostics import DiagnosticsError, has_errors
+from rulequant.escaping import printable
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.known_types import known_types
 from rulequant.library import find
@@ -16,7 +17,7 @@ from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.report.folding import fold
 from rulequant.report.rulestext import scalar
-from rulequant.report.text import columns, count, percent, printable, size
+from rulequant.report.text import columns, count, percent, size
 from rulequant.ruleset import RuleSet
 
 __all__ = ["starter_text"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from strategies import globs
 
-from rulequant.globs import MAX_SEGMENTS as MAX_SEGMENTS_OF_ONE
 from rulequant.globs import Glob
+from rulequant.globtext import MAX_SEGMENTS as MAX_SEGMENTS_OF_ONE
 from rulequant.limits import MAX_SEGMENTS, past_limit, patterns_of, segments
 from rulequant.loader import Loader, check_rules
 

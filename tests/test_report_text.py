@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rulequant.report.text import PLAIN, Style, columns, count, percent, printable, signed_size, size
+from rulequant.escaping import printable
+from rulequant.report.text import PLAIN, Style, columns, count, percent, signed_size, size
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,8 @@ def _record(applied: Applied, seconds: float) -> dict[str, Any]:
 
 
 def _summarize(applied: Applied, seconds: float) -> None:
-    from rulequant.report.text import columns, count, percent, printable, size
+    from rulequant.escaping import printable
+    from rulequant.report.text import columns, count, percent, size
 
     facts = applied.plan.summary
     before = facts["bytes_before"]

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from rulequant.report.text import printable
+from rulequant.escaping import printable
 
 __all__ = ["Bar"]
 

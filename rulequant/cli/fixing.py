@@ -11,9 +11,10 @@ import click
 
 from rulequant.cli import terminal
 from rulequant.errors import UsageError
+from rulequant.escaping import printable
 from rulequant.fixes import Fixed, fix_file, fix_text, unified_diff
 from rulequant.loader import LoadedFile, Loader
-from rulequant.report.text import count, printable
+from rulequant.report.text import count
 from rulequant.source import MAX_BYTES
 
 __all__ = ["PreviewLoader", "fix_all", "show_diff", "tell", "write_stdin"]

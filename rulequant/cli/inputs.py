@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rulequant.cli import terminal
 from rulequant.errors import MissingExtraError, ModelError, UsageError
-from rulequant.report.text import printable
+from rulequant.escaping import printable
 
 if TYPE_CHECKING:
     from rulequant.diagnostics import Diagnostic

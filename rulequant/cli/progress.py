@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from rulequant.cli import terminal
-from rulequant.report.text import printable, size
+from rulequant.escaping import printable
+from rulequant.report.text import size
 
 __all__ = ["LogProgress", "ProgressDisplay", "Silent", "choose_progress"]
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from rulequant.diagnostics import Diagnostic, DiagnosticsError
 from rulequant.errors import UsageError
-from rulequant.report.text import Style, printable
+from rulequant.escaping import printable
+from rulequant.report.text import Style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rulequant.escaping import printable
 from rulequant.plan_diff import Change, PlanDiff
 from rulequant.report.folding import Fold, fold
 from rulequant.report.plantext import verdict
-from rulequant.report.text import PLAIN, Style, columns, count, percent, printable, signed_size, size
+from rulequant.report.text import PLAIN, Style, columns, count, percent, signed_size, size
 
 __all__ = ["diff_text"]
 

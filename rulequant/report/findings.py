@@ -9,9 +9,10 @@ from typing import Any
 
 from rulequant.bundled import PREFIX, bundled_path
 from rulequant.diagnostics import Diagnostic, Severity
+from rulequant.escaping import printable
 from rulequant.report.frame import frame
 from rulequant.report.overview import tally
-from rulequant.report.text import PLAIN, Style, printable
+from rulequant.report.text import PLAIN, Style
 
 __all__ = ["Sources", "as_json", "concise", "findings", "full", "github"]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from unicodedata import combining, east_asian_width
 
 from rulequant.diagnostics import Location
-from rulequant.report.text import PLAIN, Style, printable
+from rulequant.escaping import printable
+from rulequant.report.text import PLAIN, Style
 
 __all__ = ["frame"]
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from rulequant.diagnostics import Diagnostic
+from rulequant.escaping import printable
 from rulequant.plan import Plan, TypeMass
 from rulequant.report.overview import in_order
 from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows
-from rulequant.report.text import count, percent, printable, size
+from rulequant.report.text import count, percent, size
 
 __all__ = ["GENERATOR", "plan_html"]
 

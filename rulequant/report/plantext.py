@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rulequant.escaping import printable
 from rulequant.plan import Decision, Plan, TypeMass
 from rulequant.report.folding import Fold, fold
-from rulequant.report.text import PLAIN, Style, columns, count, percent, printable, size
+from rulequant.report.text import PLAIN, Style, columns, count, percent, size
 
 __all__ = ["HEADINGS", "NUMERIC", "decision_rows", "heaviest", "plan_summary", "plan_text", "verdict"]
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rulequant.diagnostics import Location
-from rulequant.report.text import PLAIN, Style, printable
+from rulequant.escaping import printable
+from rulequant.report.text import PLAIN, Style
 from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
 from rulequant.scalars import NumberTooLongError, resolve
 

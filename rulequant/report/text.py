@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["PLAIN", "Style", "columns", "count", "percent", "printable", "signed_size", "size"]
+__all__ = ["PLAIN", "Style", "columns", "count", "percent", "signed_size", "size"]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
@@ -46,20 +46,6 @@ class Style:
 
 
 PLAIN = Style()
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    r"""The text with control characters, line breaks and half surrogates as escapes, but for those in `keep`.
-
-    Names come from model files and rule files: on a terminal `\x1b` in them could move the cursor or hide a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() or each in keep else _escape(each) for each in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def size(nbytes: int) -> str:

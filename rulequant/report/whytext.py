@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rulequant.escaping import printable
 from rulequant.inventory import ModuleInfo
 from rulequant.plan import Decision
 from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows
-from rulequant.report.text import PLAIN, Style, columns, count, printable, size
+from rulequant.report.text import PLAIN, Style, columns, count, size
 from rulequant.trace import Attempt, Contents, Test, Trace
 
 __all__ = ["contents_text", "trace_text"]

@@ -10,6 +10,7 @@ import stat
 from collections import Counter
 from pathlib import Path
 
+from rulequant import escaping
 from rulequant.errors import CheckpointError
 
 __all__ = [
@@ -46,9 +47,7 @@ def printable(text: object, *, limit: int = 300) -> str:
     if len(raw) > limit:
         half = limit // 2
         raw = f"{raw[:half]}…{raw[-half:]}"
-    if raw.isprintable():
-        return raw
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in raw)
+    return escaping.printable(raw)
 
 
 def size_text(count: int) -> str:

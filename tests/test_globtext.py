@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from rulequant.globs import Glob, GlobError, GlobSet
+from rulequant.globs import Glob, GlobSet
+from rulequant.globtext import GlobError
 
 
 def error_of(pattern: str) -> GlobError:
