@@ -54,29 +54,17 @@ def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None]
             progress(swap.name)
 
 
-def build_layers(model: nn.Module, schemes: Mapping[str, Scheme], *, stored: bool) -> None:
-    """Make the layers of a meta skeleton, for a loader to fill.
-
-    With `stored` the weights get the dtype in which a checkpoint holds them, so that a loader does not cast.
-    """
+def build_layers(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    """Make the layers of a meta skeleton, by module name, for a loader to fill."""
     modules = dict(model.named_modules())
     places = _places(model)
     for name, scheme in schemes.items():
-        module = modules[name]
-        layer = factory_for(scheme.method).build(module, scheme)
-        if stored and not expert_parameters(module):
-            weight = cast(torch.Tensor, layer.weight)
-            weight.data = weight.data.to(_storage_dtype(scheme))
-        _put(module, layer, places)
+        _put(modules[name], factory_for(scheme.method).build(modules[name], scheme), places)
 
 
 def replace_module(model: nn.Module, module: nn.Module, layer: nn.Module) -> None:
     """Put a layer wherever a module is registered in a model, with the hooks that are attached to it."""
     _put(module, layer, _places(model))
-
-
-def _storage_dtype(scheme: Scheme) -> torch.dtype:
-    return cast(torch.dtype, getattr(torch, getattr(scheme, "quant_storage", "int8")))
 
 
 @dataclass(frozen=True)

@@ -10,108 +10,28 @@ A checkpoint with `quant_method: rulequant` in its config.json then loads with p
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import ModelError, UsageError
 from rulequant.inventory import Kind
-from rulequant.loader import load_rules
-from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.schemes import Scheme, scheme_class
-from rulequant.torch.experts import ExpertWeights, expert_parameters, restore_parameters, swap_parameters
+from rulequant.schemes import Scheme
+from rulequant.torch.experts import ExpertWeights, expert_parameters, swap_parameters
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model, kind_of
+from rulequant.torch.plain import plain_layer
+from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
 from rulequant.torch.swap import build_layers, replace_module
 
-__all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer", "config_of_plan"]
-
-METHOD = "rulequant"
-FORMAT_VERSION = 1
-
-
-@register_quantization_config(METHOD)
-class RuleQuantConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What `from_pretrained` takes as `quantization_config`: a rule file, a bundled name, or the data of one.
-
-    In a saved config.json it holds what became of the rules instead: the schemes, and the modules that got each.
-    """
-
-    def __init__(
-        self,
-        rules: RuleSet | str | os.PathLike[str] | Mapping[str, Any] | None = None,
-        *,
-        schemes: Mapping[str, Any] | None = None,
-        modules: Mapping[str, list[str]] | None = None,
-        rules_sha256: str | None = None,
-        format_version: int = FORMAT_VERSION,
-        **_: Any,
-    ) -> None:
-        """Take rules (checked here), or the contents of a saved config.
-
-        Raises:
-            DiagnosticsError: the rule file has errors.
-            UsageError: a saved config is of another version, or names a method that is not installed.
-        """
-        self.quant_method = METHOD
-        if format_version != FORMAT_VERSION:
-            raise UsageError(
-                f"the quantization_config has format {format_version}; this rulequant reads {FORMAT_VERSION}",
-                remedy="upgrade rulequant",
-            )
-        self.rules: RuleSet | None = rules if rules is None or isinstance(rules, RuleSet) else load_rules(rules)
-        self.schemes = {name: _read_scheme(each) for name, each in (schemes or {}).items()}
-        self.modules = {name: list(each) for name, each in (modules or {}).items()}
-        self.rules_sha256 = rules_sha256
-
-    def adopt(self, plan: Plan) -> None:
-        """Hold what a plan decided, for saving."""
-        self.schemes = {
-            name: plan.schemes[name] for name in dict.fromkeys(_scheme_name(each) for each in plan.quantized)
-        }
-        self.modules = {name: [each.name for each in plan.quantized if each.scheme == name] for name in self.schemes}
-        self.rules_sha256 = plan.rules_sha256
-
-    def scheme_names(self) -> dict[str, str]:
-        """The scheme of each module by the module's name."""
-        return {module: scheme for scheme, modules in self.modules.items() for module in modules}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON of config.json: no rules, but what became of them."""
-        return {
-            "quant_method": METHOD,
-            "format_version": FORMAT_VERSION,
-            "schemes": {name: each.model_dump(mode="json") for name, each in self.schemes.items()},
-            "modules": copy.deepcopy(self.modules),
-            "rules_sha256": self.rules_sha256,
-        }
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """As `to_dict`: nothing is left out as a default."""
-        return self.to_dict()
-
-    def __repr__(self) -> str:
-        """The method, and how many modules got which scheme."""
-        counts = ", ".join(f"{name}: {len(each)} modules" for name, each in self.modules.items())
-        return f"RuleQuantConfig({counts or (self.rules.file if self.rules else '')})"
-
-
-def config_of_plan(plan: Plan) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint that holds what a plan decides."""
-    config = RuleQuantConfig()
-    config.adopt(plan)
-    return config.to_dict()
+__all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer"]
 
 
 @register_quantizer(METHOD)
@@ -168,7 +88,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         if self.pre_quantized:
             self.schemes = _saved_schemes(model, self.quantization_config)
-            build_layers(model, self.schemes, stored=True)
+            build_layers(model, self.schemes)
             return model
         self.schemes = self._planned_schemes(model)
         # Converters merge the experts of the source into the fused parameter, so that has to be there while loading.
@@ -178,7 +98,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
             if kind_of(model.get_submodule(name)) == "experts"
         }
         others = {name: scheme for name, scheme in self.schemes.items() if name not in self.experts}
-        build_layers(model, others, stored=False)
+        build_layers(model, others)
         return model
 
     def _planned_schemes(self, model: Any) -> dict[str, Scheme]:
@@ -186,7 +106,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         if not plan.ok:
             raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
         self.quantization_config.adopt(plan)
-        return {each.name: plan.schemes[_scheme_name(each)] for each in plan.quantized}
+        return {each.name: plan.schemes[cast(str, each.scheme)] for each in plan.quantized}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for name, experts in self.experts.items():
@@ -211,7 +131,9 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         """For a saved checkpoint: the tensors of one encoded weight become one parameter."""
         if not self.pre_quantized:
             return []
-        return [WeightConverter(list(_SERIALIZED), "weight", [_Attach(self)])]
+        methods = {each.method for each in self.schemes.values()}
+        names = dict.fromkeys(name for method in sorted(methods) for name in factory_for(method).tensor_names)
+        return [WeightConverter(list(names), "weight", [_Attach(self)])] if names else []
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Ours come first: of several converters that match a key the first is taken."""
@@ -231,27 +153,12 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         for name, scheme in self.schemes.items():
             module = model.get_submodule(name)
-            plain = _plain_experts(module, scheme, wanted) or _plain_linear(module, scheme, wanted)
-            replace_module(model, module, plain)
+            replace_module(model, module, plain_layer(module, scheme, wanted))
         for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
             if getattr(model, flag, False):
                 setattr(model, flag, False)
         self.schemes = {}
         return model
-
-
-_SERIALIZED = (
-    "weight",
-    "weight.nested_absmax",
-    "weight.nested_quant_map",
-    "weight.quant_map",
-    "weight.absmax",
-    "weight.quant_state.bitsandbytes__nf4",
-    "weight.quant_state.bitsandbytes__fp4",
-    "SCB",
-    "weight_format",
-)
-"""The names, relative to a module, of all tensors that an encoded weight may consist of."""
 
 
 class _Encode(ConversionOps):  # type: ignore[misc]
@@ -292,14 +199,14 @@ class _Attach(ConversionOps):  # type: ignore[misc]
     def convert(
         self, input_dict: dict[str, Any], model: Any = None, full_layer_name: str | None = None, **_: Any
     ) -> dict[str, Any]:
-        if len(input_dict) == 1:  # a weight that is not quantized
-            return input_dict
-        encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         name = cast(str, full_layer_name).rpartition(".")[0]
         # The weights of fused experts are children of the module that the scheme is for.
         schemes = self.hf_quantizer.schemes
-        scheme = schemes[name] if name in schemes else schemes[name.rpartition(".")[0]]
+        scheme = schemes.get(name) or schemes.get(name.rpartition(".")[0])
+        if scheme is None:
+            return input_dict
+        encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         factory_for(scheme.method).attach(layer, encoded)
         layer._is_hf_initialized = True
         return {"weight": layer.weight}
@@ -354,43 +261,6 @@ def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:
     return chosen
 
 
-def _read_scheme(data: Any) -> Scheme:
-    if isinstance(data, Scheme):
-        return data
-    method = data.get("method")
-    found = scheme_class(method)
-    if found is None:
-        raise UsageError(f"the checkpoint uses the method `{method}`, which no installed package provides")
-    return found.model_validate(data)
-
-
-def _scheme_name(decision: Any) -> str:
-    return cast(str, decision.scheme)
-
-
 def _source_kind(layer: Any) -> Kind:
     source = getattr(layer, "source_cls", nn.Linear)
     return "conv1d" if source.__name__ == "Conv1D" else "linear"
-
-
-def _plain_experts(module: nn.Module, scheme: Scheme, dtype: torch.dtype | None) -> nn.Module | None:
-    """The experts with their parameters in full precision again; None for what is no quantized experts."""
-    weights = {name: each for name, each in module.named_children() if isinstance(each, ExpertWeights)}
-    if not weights:
-        return None
-    decoded = {
-        name: factory_for(scheme.method).decode(dict(each.state_dict()), "experts") for name, each in weights.items()
-    }
-    return restore_parameters(module, {name: each.to(dtype or weights[name].dtype) for name, each in decoded.items()})
-
-
-def _plain_linear(layer: Any, scheme: Scheme, dtype: torch.dtype | None) -> nn.Linear:
-    """A plain Linear ([out, in], for what was a `Conv1D` too) with the weight that the layer stands for."""
-    state = {key: value for key, value in layer.state_dict().items() if key != "bias"}
-    weight = factory_for(scheme.method).decode(state, "linear")
-    with torch.device("meta"):
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
-    plain.weight = nn.Parameter(weight.to(dtype) if dtype else weight, requires_grad=False)
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.to(dtype) if dtype else layer.bias, requires_grad=False)
-    return plain.train(layer.training)

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from tiny_models import save_tiny
 from torch import nn
 
 import rulequant.torch
+import rulequant.torch.transformers  # registers the quantizer
 from rulequant import schemes
 from rulequant.errors import UsageError
 from rulequant.schemes import BUILTIN
@@ -57,6 +60,8 @@ class GridLinear(nn.Linear):
 
 
 class GridFactory:
+    tensor_names = ("weight", "step")
+
     def build(self, module, scheme):
         with torch.device("meta"):
             layer = GridLinear(module.in_features, module.out_features, bias=False)
@@ -131,10 +136,28 @@ def test_a_third_party_adds_a_method(installed: Any) -> None:
     assert model(torch.randn(2, 16)).isfinite().all()
 
 
+def test_a_third_party_method_survives_a_checkpoint(installed: Any, tmp_path: Path) -> None:
+    """What a stranger's factory encodes is written, and loaded by transformers into the stranger's layers."""
+    installed()
+    source = save_tiny("llama", tmp_path / "source")
+    fine = {**GRID, "schemes": {"fine": {"method": "grid", "step": 0.01}}, "scheme": "fine"}
+    rulequant.torch.apply_checkpoint(source, fine, tmp_path / "out")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    original = transformers.AutoModelForCausalLM.from_pretrained(source).model.layers[0].mlp.up_proj
+    layer = model.model.layers[0].mlp.up_proj
+    assert type(layer).__name__ == "GridLinear"
+    assert torch.equal(layer.weight, (original.weight / 0.01).round().to(torch.int8))
+    assert layer.weight.any()
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("grid_method:Halfway", r"`grid` \(grid_method:Halfway\) lacks `check`, `encode`, `attach`, `decode`"),
+        (
+            "grid_method:Halfway",
+            r"`grid` \(grid_method:Halfway\) lacks `tensor_names`, `check`, `encode`, `attach`, `decode`",
+        ),
         ("grid_method:Nothing", r"cannot be loaded: AttributeError"),
         ("grid_broken:GridFactory", r"cannot be loaded: ZeroDivisionError"),
         ("grid_missing:GridFactory", r"cannot be loaded: ModuleNotFoundError: No module named 'a_package_that"),

@@ -56,7 +56,7 @@ _REMEDY = "let the container be `rulequant`, or change the rules"
 
 
 def _own(plan: Plan) -> Container:
-    from rulequant.torch.transformers import config_of_plan
+    from rulequant.torch.quantconfig import config_of_plan
 
     return Container("rulequant", config_of_plan(plan))
 

@@ -30,6 +30,9 @@ class LayerFactory(Protocol):
     Why a module is unsupported and the exact bytes it takes are the scheme's to say, without torch.
     """
 
+    tensor_names: tuple[str, ...]
+    """Names of all tensors that `encode` may give, relative to a module, `weight` first; a loader collects them."""
+
     def build(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         """The layer that replaces a module: same features, same bias, its weight on meta and not quantized."""
 
@@ -111,5 +114,5 @@ def _entry_point(method: str) -> metadata.EntryPoint:
 
 
 def _lacking(factory: object) -> str:
-    needed = [name for name in vars(LayerFactory) if not name.startswith("_")]
-    return ", ".join(f"`{name}`" for name in needed if not callable(getattr(factory, name, None)))
+    needed = [*LayerFactory.__annotations__, *(name for name in vars(LayerFactory) if not name.startswith("_"))]
+    return ", ".join(f"`{name}`" for name in needed if not hasattr(factory, name))

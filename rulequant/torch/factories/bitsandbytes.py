@@ -46,6 +46,16 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
 class Linear4bitFactory:
     """nf4 and fp4: two values a byte in blocks that share an absolute maximum."""
 
+    tensor_names = (
+        "weight",
+        "weight.nested_absmax",
+        "weight.nested_quant_map",
+        "weight.quant_map",
+        "weight.absmax",
+        "weight.quant_state.bitsandbytes__nf4",
+        "weight.quant_state.bitsandbytes__fp4",
+    )
+
     def build(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         """A `Linear4bit` with its weight on meta; its settings travel in the weight, where bitsandbytes looks.
 
@@ -126,6 +136,8 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
 
 class Linear8bitFactory:
     """LLM.int8(): int8 values with one float32 scale for each output row."""
+
+    tensor_names = ("weight", "SCB", "weight_format")
 
     def build(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         """A `Linear8bitLt` with its weight on meta; for fused experts a copy of the module with `Experts8bit`."""
