@@ -20,16 +20,11 @@ from rulequant.torch.checkpoint.keys import map_keys
 from rulequant.torch.checkpoint.manifest import write_manifest
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
+from rulequant.torch.checkpoint.shards import ShardJob, ShardResult, plan_jobs, write_shard
 from rulequant.torch.checkpoint.sidefiles import copy_side_files, source_config, write_config
 from rulequant.torch.checkpoint.staging import Staging, check_output
-from rulequant.torch.checkpoint.stream import OutputTensor, Step, encode_step, plan_steps
-from rulequant.torch.checkpoint.writer import (
-    ShardWriter,
-    estimate_header,
-    plan_shards,
-    shard_names,
-    write_index,
-)
+from rulequant.torch.checkpoint.stream import Step, plan_steps
+from rulequant.torch.checkpoint.writer import write_index
 from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["DEFAULT_SHARD_BYTES", "Applied", "Progress", "apply_to_folder", "check_same_model"]
@@ -37,8 +32,6 @@ __all__ = ["DEFAULT_SHARD_BYTES", "Applied", "Progress", "apply_to_folder", "che
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _SPARE_BYTES = 16 << 20
 """For headers, config and side files, beside the tensors."""
-_ENCODED_NAMES = 8
-"""More tensors than any encoded weight becomes; for estimates only."""
 
 
 class Progress(Protocol):
@@ -51,7 +44,7 @@ class Progress(Protocol):
         """A source tensor is done."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Applied:
     """What a run wrote."""
 
@@ -104,9 +97,8 @@ def apply_to_folder(
         check_copies(reader, keys.copies)
         needed = sum(step.nbytes for step in steps) + _SPARE_BYTES
         with Staging(output, folder, needed, notice=notice) as stage:
-            applied = _write_shards(reader, steps, stage.path, output, plan, max_shard_bytes, progress)
-            applied.dropped = keys.dropped
-            applied.container = chosen.quant_method
+            shards = _write_shards(reader, plan_jobs(steps, max_shard_bytes), stage.path, progress)
+            applied = _applied(plan, output, chosen.quant_method, keys.dropped, shards)
             copy_side_files(folder, stage.path)
             write_config(config, chosen.config, _dtype_name(skeleton), stage.path)
             _write_records(applied, kept_rules, skeleton, container, stage.path)
@@ -171,51 +163,35 @@ def _matching(rules: RuleSet | None, plan: Plan) -> RuleSet | None:
 
 
 def _write_shards(
-    reader: CheckpointReader,
-    steps: list[Step],
-    folder: Path,
-    output: Path,
-    plan: Plan,
-    max_shard_bytes: int,
-    progress: Progress | None,
-) -> Applied:
-    applied = Applied(plan, output)
-    by_key = {step.key: step for step in steps}
-    groups = plan_shards(((step.key, step.nbytes) for step in steps), max_shard_bytes)
-    names = shard_names(len(groups))
+    reader: CheckpointReader, jobs: list[ShardJob], folder: Path, progress: Progress | None
+) -> list[ShardResult]:
     if progress:
-        progress.start(sum(step.source_bytes for step in steps), len(steps))
-    for shard, group in zip(names, groups, strict=True):
-        members = [by_key[key] for key in group]
-        with ShardWriter(folder / shard, header_reserve=_header_reserve(members)) as writer:
-            for step in members:
-                for tensor in encode_step(reader, step):
-                    _add(writer, tensor, applied, shard)
-                if progress:
-                    progress.advance(step.key, step.source_bytes)
-    if len(names) > 1:
-        write_index(folder, applied.weight_map, total_size=applied.bytes_written)
-    return applied
+        progress.start(sum(job.source_bytes for job in jobs), sum(len(job.steps) for job in jobs))
+
+    def done(step: Step) -> None:
+        if progress:
+            progress.advance(step.key, step.source_bytes)
+
+    results = [write_shard(reader, job, folder, done) for job in jobs]
+    if len(results) > 1:
+        weight_map = {name: result.name for result in results for name in result.tensors}
+        write_index(folder, weight_map, total_size=sum(result.nbytes for result in results))
+    return results
 
 
-def _add(writer: ShardWriter, tensor: OutputTensor, applied: Applied, shard: str) -> None:
-    writer.add(tensor.name, tensor.dtype, tensor.shape, tensor.data)
-    applied.tensors += 1
-    applied.bytes_written += tensor.data.nbytes
-    applied.payload_bytes += 0 if ".quant_state." in tensor.name else tensor.data.nbytes
-    applied.weight_map[tensor.name] = shard
-
-
-def _header_reserve(steps: list[Step]) -> int:
-    entries: list[tuple[str, str, tuple[int, ...]]] = []
-    for step in steps:
-        if step.scheme is None:
-            entries.append((step.key, step.entries[0].dtype + "____", step.entries[0].shape))
-        else:
-            # Names of unknown suffixes: as many as there can be, each longer than any.
-            longest = f"{max(step.prefix, step.key, key=len)}{'x' * 48}"
-            entries += [(f"{longest}{number}", "BF16____", (0, 0, 0)) for number in range(_ENCODED_NAMES)]
-    return estimate_header(entries)
+def _applied(
+    plan: Plan, output: Path, container: str, dropped: Mapping[str, str], shards: list[ShardResult]
+) -> Applied:
+    return Applied(
+        plan,
+        output,
+        container=container,
+        tensors=sum(len(shard.tensors) for shard in shards),
+        bytes_written=sum(shard.nbytes for shard in shards),
+        payload_bytes=sum(shard.payload_bytes for shard in shards),
+        dropped=dropped,
+        weight_map={name: shard.name for shard in shards for name in shard.tensors},
+    )
 
 
 def _write_records(
