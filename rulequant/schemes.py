@@ -51,9 +51,19 @@ class Scheme(BaseModel):
             return ("weight",)
         return tuple(each.name for each in info.tensors if len(each.shape) == 3 and not each.buffer)
 
+    def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:  # noqa: ARG002
+        """The tensors that replace this one in a checkpoint, `weight` first, with names after that of the module.
+
+        Records whose length is known only after encoding are left out. None at all: the method does not say.
+        """
+        return ()
+
     def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:
-        """The exact bytes of the tensors that replace this one in a checkpoint."""
-        raise NotImplementedError(f"{type(self).__name__} does not say its bytes")
+        """The exact bytes of the tensors that replace this one in a checkpoint, without records of unknown length."""
+        encoded = self.encoded_tensors(info, tensor)
+        if not encoded:
+            raise NotImplementedError(f"{type(self).__name__} does not say its bytes")
+        return sum(each.nbytes for each in encoded)
 
     def caution(self, info: ModuleInfo) -> str | None:  # noqa: ARG002  # most methods have nothing to say
         """What a user should know before quantizing this module, though the method can hold it; or None."""
@@ -84,18 +94,29 @@ class Bnb4bit(Scheme):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
 
-    def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:  # noqa: ARG002  # int8 needs the module
+    def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:  # noqa: ARG002
         """Packed weights, absmax, code table and, with double quantization, the second level.
 
-        The JSON record `quant_state.bitsandbytes__*` (about 90 bytes a tensor) is not counted: with double
+        The JSON record `quant_state.bitsandbytes__*` (about 90 bytes a tensor) is not among them: with double
         quantization its length follows from a float's decimal text and is known only after quantizing.
         """
-        packed = ceil(tensor.numel / 2)
+        from rulequant.inventory import ITEM_SIZES, TensorInfo
+
+        items = ceil(tensor.numel / 2) // ITEM_SIZES[self.quant_storage]
         blocks = ceil(tensor.numel / self.blocksize)
-        code = 16 * 4
+        encoded = (
+            TensorInfo("weight", (items, 1), self.quant_storage),
+            TensorInfo("weight.absmax", (blocks,), "uint8" if self.double_quant else "float32"),
+            TensorInfo("weight.quant_map", (16,), "float32"),
+        )
         if not self.double_quant:
-            return packed + blocks * 4 + code
-        return packed + blocks + code + ceil(blocks / NESTED_BLOCKSIZE) * 4 + 256 * 4
+            return encoded
+        nested = ceil(blocks / NESTED_BLOCKSIZE)
+        return (
+            *encoded,
+            TensorInfo("weight.nested_absmax", (nested,), "float32"),
+            TensorInfo("weight.nested_quant_map", (256,), "float32"),
+        )
 
     def unsupported(self, info: ModuleInfo) -> str | None:
         """Why 4-bit cannot hold this module, or None where it can."""
@@ -150,12 +171,13 @@ class BnbInt8(Scheme):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
 
-    def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:
+    def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:
         """int8 weights, one float32 scale for each row of an expert or output row, and there the format byte."""
-        if info.kind == "experts":
-            return tensor.numel + tensor.shape[0] * tensor.shape[1] * 4
-        rows = tensor.shape[1] if info.kind == "conv1d" else tensor.shape[0]
-        return tensor.numel + rows * 4 + 1
+        from rulequant.inventory import TensorInfo
+
+        shape = tensor.shape[::-1] if info.kind == "conv1d" else tensor.shape
+        encoded = (TensorInfo("weight", shape, "int8"), TensorInfo("SCB", shape[:-1], "float32"))
+        return encoded if info.kind == "experts" else (*encoded, TensorInfo("weight_format", (), "uint8"))
 
 
 def _matrix_problem(scheme: Scheme, info: ModuleInfo) -> str | None:

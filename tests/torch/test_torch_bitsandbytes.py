@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import bitsandbytes as bnb
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import rulequant.torch
 from rulequant import schemes
+from rulequant.inventory import Kind, ModuleInfo, TensorInfo
 from rulequant.schemes import BUILTIN, Bnb4bit, BnbInt8
-from rulequant.torch.factories import NotFiniteError, factory_for
+from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model
 
 
@@ -148,6 +150,36 @@ def test_bytes_after_are_exact(scheme: schemes.Scheme, shape: tuple[int, int]) -
     encoded = factory_for(scheme.method).encode(module.weight.detach(), "linear", scheme)
     actual = sum(each.nbytes for name, each in encoded.items() if ".quant_state." not in name)
     assert scheme.bytes_after(info) == actual + module.bias.nbytes
+
+
+def stored(encoded: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of the encoded tensors, without the JSON record."""
+    found = {name: (str(each.dtype).removeprefix("torch."), tuple(each.shape)) for name, each in encoded.items()}
+    return {name: each for name, each in found.items() if ".quant_state." not in name}
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "experts"])
+@pytest.mark.parametrize("scheme", [
+    Bnb4bit(),
+    Bnb4bit(quant_type="fp4", blocksize=32, double_quant=True),
+    Bnb4bit(blocksize=128, quant_storage="bfloat16"),
+    BnbInt8(),
+], ids=["nf4", "fp4-32-double", "nf4-128-bf16", "int8"])  # fmt: skip
+def test_encoded_tensors_are_those_that_the_scheme_promises(scheme: schemes.Scheme, kind: Kind) -> None:
+    """Names, dtypes and shapes, `weight` first."""
+    factory, weight = factory_for(scheme.method), torch.randn(4, 24, 64) if kind == "experts" else weight_of((24, 64))
+    tensor = TensorInfo("gate_up_proj" if kind == "experts" else "weight", tuple(weight.shape), "float32")
+    info = ModuleInfo("it", "It", kind, (tensor,))
+    if scheme.unsupported(info):
+        assert (kind, getattr(scheme, "quant_storage", "")) == ("experts", "bfloat16")
+        return
+    if kind == "experts":
+        encoded = cast(ExpertsFactory, factory).encode_experts(weight.unbind(), weight.shape, weight.dtype, scheme)
+    else:
+        encoded = factory.encode(weight, kind, scheme)
+    promised = scheme.encoded_tensors(info, tensor)
+    assert {each.name: (each.dtype, each.shape) for each in promised} == stored(encoded)
+    assert promised[0].name == factory.tensor_names[0] == "weight"
 
 
 @pytest.mark.parametrize(
