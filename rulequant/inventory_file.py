@@ -18,7 +18,15 @@ from typing import Any, TypeVar, cast, get_args
 from rulequant.errors import ModelError
 from rulequant.inventory import ITEM_SIZES, Inventory, Kind, LayerIndex, ModuleInfo, TensorInfo
 
-__all__ = ["FORMAT_VERSION", "dump_inventory", "is_inventory", "load_inventory", "parse_inventory"]
+__all__ = [
+    "FORMAT_VERSION",
+    "dump_inventory",
+    "is_inventory",
+    "load_inventory",
+    "parse_inventory",
+    "parse_tensor",
+    "tensor_text",
+]
 
 FORMAT_VERSION = 1
 _MARK = "rulequant_inventory"
@@ -147,11 +155,12 @@ def _facts(info: ModuleInfo) -> dict[str, Any]:
     if info.weight_reader:
         facts["weight_reader"] = info.weight_reader
     if info.tensors:
-        facts["tensors"] = {each.name: _tensor_text(each) for each in info.tensors}
+        facts["tensors"] = {each.name: tensor_text(each) for each in info.tensors}
     return facts
 
 
-def _tensor_text(tensor: TensorInfo) -> str:
+def tensor_text(tensor: TensorInfo) -> str:
+    """The tensor without its name and tie: `bfloat16[4096,4096]`, `buffer int64[1,512]`."""
     shape = ",".join(str(each) for each in tensor.shape)
     return f"{'buffer ' if tensor.buffer else ''}{tensor.dtype}[{shape}]"
 
@@ -261,7 +270,7 @@ def _module(
         type=_get(facts, "type", str),
         kind=cast(Kind, kind),
         tensors=tuple(
-            _parse_tensor(local, text, tied.get(_join(name, local)))
+            parse_tensor(local, text, tied.get(_join(name, local)))
             for local, text in (_get(facts, "tensors", dict, optional=True) or {}).items()
         ),
         aliases=aliases,
@@ -271,7 +280,12 @@ def _module(
     )
 
 
-def _parse_tensor(name: str, text: Any, tied_to: str | None) -> TensorInfo:
+def parse_tensor(name: str, text: Any, tied_to: str | None) -> TensorInfo:
+    """The tensor that `tensor_text` wrote.
+
+    Raises:
+        ValueError: the text is of another form.
+    """
     found = _TENSOR.fullmatch(text) if isinstance(text, str) else None
     if not found or found[2] not in ITEM_SIZES:
         raise ValueError(f"tensor {name!r} is {text!r}, not a dtype and shape such as 'bfloat16[4096,4096]'")

@@ -14,20 +14,20 @@ from rulequant.plan import FORMAT_VERSION, Decision, Plan
 from rulequant.predicate import Reason
 from rulequant.schemes import Scheme, scheme_class
 
-__all__ = ["load_plan"]
+__all__ = ["Count", "Part", "Share", "first_problem", "load_plan", "read_scheme"]
 
 _REMEDY = "make it anew with `rulequant plan MODEL RULES -o FILE`"
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """A mapping of the file; keys that a later version adds are let pass."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
-class _Rule(_Part):
+class _Rule(Part):
     file: str
     line: Count
 
@@ -38,7 +38,7 @@ class _Place(_Rule):
     end_column: Count
 
 
-class _Module(_Part):
+class _Module(Part):
     name: str
     type: str
     parameters: Count
@@ -51,7 +51,7 @@ class _Module(_Part):
     bytes_after: Count
 
 
-class _Summary(_Part):
+class _Summary(Part):
     modules: Count
     quantized: Count
     parameters: Count
@@ -63,7 +63,7 @@ class _Summary(_Part):
     bits_per_weight: float
 
 
-class _Finding(_Part):
+class _Finding(Part):
     code: str
     severity: Literal["error", "warning"]
     message: str
@@ -73,7 +73,7 @@ class _Finding(_Part):
     remedy: str | None
 
 
-class _PlanFile(_Part):
+class _PlanFile(Part):
     model: str
     model_type: str | None
     architecture: str | None
@@ -107,12 +107,13 @@ def load_plan(path: Path) -> Plan:
     try:
         return _checked(_PlanFile.model_validate(data))
     except ValidationError as error:
-        raise UsageError(f"{path} is not a valid plan: {_first(error)}", remedy=_REMEDY) from error
+        raise UsageError(f"{path} is not a valid plan: {first_problem(error)}", remedy=_REMEDY) from error
     except ValueError as error:
         raise UsageError(f"{path} is not a valid plan: {error}", remedy=_REMEDY) from error
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints about a file, and how many more there are."""
     problems = error.errors(include_url=False, include_input=False)
     where = ".".join(str(each) for each in problems[0]["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -126,7 +127,7 @@ def _checked(file: _PlanFile) -> Plan:
         rules=file.rules,
         rules_sha256=file.rules_sha256,
         decisions=tuple(_decision(each, file) for each in file.modules),
-        schemes={name: _scheme(name, each) for name, each in file.schemes.items()},
+        schemes={name: read_scheme(name, each) for name, each in file.schemes.items()},
         diagnostics=tuple(_diagnostic(each) for each in file.diagnostics),
         model_type=file.model_type,
         architecture=file.architecture,
@@ -145,7 +146,12 @@ def _checked(file: _PlanFile) -> Plan:
     return plan
 
 
-def _scheme(name: str, data: dict[str, Any]) -> Scheme:
+def read_scheme(name: str, data: dict[str, Any]) -> Scheme:
+    """The scheme of a saved file.
+
+    Raises:
+        ValueError: its method is not installed, or the settings are not the method's.
+    """
     method = data.get("method")
     found = scheme_class(method) if isinstance(method, str) else None
     if found is None:
@@ -153,7 +159,7 @@ def _scheme(name: str, data: dict[str, Any]) -> Scheme:
     try:
         return found.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"the scheme {name!r}: {_first(error)}") from error
+        raise ValueError(f"the scheme {name!r}: {first_problem(error)}") from error
 
 
 def _decision(module: _Module, file: _PlanFile) -> Decision:

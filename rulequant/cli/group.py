@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "plan": "Show what would be quantized, why the rest is not, and the sizes.",
         "why": "Show each test and rule tried for one module, and what decided.",
         "diff": "Show which modules two rule files treat differently.",
+        "lock": "Save the decisions, for `plan --check` to compare with later.",
         "apply": "Write the quantized checkpoint.",
         "inventory": "Save the modules of a model as JSON; then no torch is needed.",
         "init": "Write a commented rule file to start from.",

@@ -11,8 +11,11 @@ import click
 
 from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option, model_options
+from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
+    from rulequant.inventory import Inventory
+    from rulequant.lock_file import Lock
     from rulequant.plan import Plan
 
 __all__ = ["command", "is_plan_file"]
@@ -21,6 +24,7 @@ EXAMPLES = (
     "rulequant plan ./all-MiniLM-L6-v2",
     "rulequant plan inventories/llama-3-8b.json rules/llama.yaml --all",
     "rulequant plan ./llama rules.yaml -o plan.json",
+    "rulequant plan inventories/llama-3-8b.json --check rules/llama.lock",
 )
 
 
@@ -31,6 +35,8 @@ EXAMPLES = (
 @click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Save the plan as JSON, for "
               "`apply --plan` and for reviews.")  # fmt: skip
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Save a report to open in a browser.")
+@click.option("--check", metavar="LOCK", type=click.Path(path_type=Path), help="Show instead what has changed since "
+              "`rulequant lock` wrote LOCK, and exit 1 if anything has. Without RULES: those of the lock.")  # fmt: skip
 @format_option()
 @model_options
 def command(
@@ -39,6 +45,7 @@ def command(
     every: bool,
     output: Path | None,
     html: Path | None,
+    check: Path | None,
     form: str,
     trust_remote_code: bool,
     revision: str | None,
@@ -49,22 +56,67 @@ def command(
     `package.module:callable` for a function that returns an nn.Module. RULES is a rule file or the name of a bundled
     one; absent, the bundled one for the model's type.
 
-    Exits 1 if the rules do not fit the model.
+    Exits 1 if the rules do not fit the model, or if --check finds a difference.
     """
     from rulequant.cli.inputs import read_inventory, read_rules
     from rulequant.planner import make_plan
 
+    lock = _read_lock(check) if check else None
+    if check and lock and rules is None:
+        rules = _rules_of(check, lock)
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory)
     terminal.problems(warnings)
     _save(plan, output, html)
+    if check and lock:
+        same = _compare(check, lock, plan, inventory, form=form, every=every)
+        click.get_current_context().exit(0 if same and plan.ok else 1)
     if form == "json":
         terminal.data(json.dumps(plan.to_dict(), indent=1))
     else:
         _print(plan, every=every)
     if not plan.ok:
         click.get_current_context().exit(1)
+
+
+def _read_lock(path: Path) -> Lock:
+    from rulequant.lock_file import load_lock
+
+    return load_lock(path)
+
+
+def _rules_of(path: Path, lock: Lock) -> str:
+    """The rules that a lock was made with; it names them as seen from its own folder."""
+    from rulequant.bundled import PREFIX
+
+    named = lock.plan.rules
+    if named.startswith(PREFIX):
+        return named.removeprefix(PREFIX)
+    found = path.parent / named
+    if not found.is_file():
+        raise UsageError(f"{path} was made with {named}, and {found} is no file", remedy="name the rule file: RULES")
+    return str(found)
+
+
+def _compare(path: Path, lock: Lock, plan: Plan, inventory: Inventory, *, form: str, every: bool) -> bool:
+    """Print what has changed since the lock, and whether nothing has."""
+    from rulequant.lock_file import make_lock
+    from rulequant.plan_diff import compare_locks
+    from rulequant.report.difftext import check_text
+
+    now = make_lock(plan, inventory)
+    found = compare_locks(lock, now)
+    if form == "json":
+        about = {"lock": str(path), "changed": bool(found)}
+        versions = {"locked": dict(lock.versions), "now": dict(now.versions)}
+        problems = [each.to_dict() for each in plan.diagnostics]
+        terminal.data(json.dumps({**about, **found.to_dict(), "versions": versions, "diagnostics": problems}, indent=1))
+    else:
+        style = terminal.style_of(sys.stdout)
+        terminal.data(check_text(found, (lock, now), str(path), every=every, style=style))
+        _print_findings(plan)
+    return not found
 
 
 def _save(plan: Plan, output: Path | None, html: Path | None) -> None:
@@ -91,14 +143,20 @@ def is_plan_file(path: Path) -> bool:
 
 
 def _print(plan: Plan, *, every: bool) -> None:
-    from rulequant.report.findings import findings
-    from rulequant.report.overview import in_order
     from rulequant.report.plantext import plan_text
 
     style = terminal.style_of(sys.stdout)
     if not (terminal.is_terminal(sys.stdout) and _rich_table(plan, every=every)):
         terminal.data(plan_text(plan, every=every, style=style))
+    _print_findings(plan)
+
+
+def _print_findings(plan: Plan) -> None:
+    from rulequant.report.findings import findings
+    from rulequant.report.overview import in_order
+
     if plan.diagnostics:
+        style = terminal.style_of(sys.stdout)
         terminal.data("\n" + findings(in_order(plan.diagnostics), "full", style=style))
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Generic, TypeVar
+
+from rulequant.ranges import brace, is_number, numbers_of, products, shape_of, spell
 
 __all__ = ["Fold", "fold"]
 
@@ -23,65 +26,36 @@ class Fold(Generic[T]):
         return len(self.items)
 
 
-def fold(items: Iterable[T], name: Callable[[T], str], key: Callable[[T], Hashable]) -> list[Fold[T]]:
-    """The items grouped by the shape of their names and by `key`, in the order of each group's first."""
-    items = list(items)
-    shapes: dict[str, list[str]] = {}
-    groups: dict[tuple[str, Hashable], list[T]] = {}
-    for each in items:
-        shape = _shape(name(each))
-        shapes.setdefault(shape, []).append(name(each))
-        groups.setdefault((shape, key(each)), []).append(each)
-    return [
-        Fold(_pattern([name(each) for each in group], shapes[shape]), tuple(group))
-        for (shape, _), group in groups.items()
-    ]
+def fold(
+    items: Iterable[T], name: Callable[[T], str], key: Callable[[T], Hashable], *, stars: bool = True
+) -> list[Fold[T]]:
+    """The items grouped by the shape of their names and by `key`, in the order of each group's first.
+
+    `*` stands for all numbers that the items have at a place; without `stars` numbers are spelled out. A group whose
+    numbers are no product, as where one layer has fewer experts, is several folds.
+    """
+    siblings: dict[str, list[set[int]]] = {}
+    groups: dict[tuple[str, Hashable], dict[tuple[int, ...], list[tuple[int, T]]]] = {}
+    for position, each in enumerate(items):
+        shape, numbers = shape_of(name(each)), numbers_of(name(each))
+        for all_, number in zip(siblings.setdefault(shape, [set() for _ in numbers]), numbers, strict=True):
+            all_.add(number)
+        groups.setdefault((shape, key(each)), {}).setdefault(numbers, []).append((position, each))
+    folds: list[tuple[int, Fold[T]]] = []
+    for (shape, _), group in groups.items():
+        for part in products(group):
+            members = sorted((each for numbers in product(*part) for each in group[numbers]), key=lambda pair: pair[0])
+            found = tuple(each for _, each in members)
+            pattern = _pattern(name(found[0]), part, siblings[shape]) if stars else spell(name(found[0]), part)
+            folds.append((members[0][0], Fold(pattern, found)))
+    return [each for _, each in sorted(folds, key=lambda pair: pair[0])]
 
 
-def _shape(name: str) -> str:
-    return ".".join("*" if _is_number(each) else each for each in name.split("."))
+def _pattern(name: str, numbers: Sequence[tuple[int, ...]], siblings: Sequence[set[int]]) -> str:
+    """The glob for the names of a product; each number is `*` where the product has all there are."""
+    places = iter(zip(numbers, siblings, strict=True))
+    return ".".join(_segment(*next(places)) if is_number(each) else each for each in name.split("."))
 
 
-def _is_number(segment: str) -> bool:
-    return segment.isascii() and segment.isdigit() and str(int(segment)) == segment
-
-
-def _pattern(names: Sequence[str], siblings: Sequence[str]) -> str:
-    """The glob for some of the names that have one shape; each number is `*` where the group has all there are."""
-    if len(names) == 1:
-        return names[0]
-    ours = _numbers(names)
-    theirs = _numbers(siblings)
-    segments = [
-        segment if not mine else _segment(mine, all_)
-        for segment, mine, all_ in zip(names[0].split("."), ours, theirs, strict=True)
-    ]
-    return ".".join(segments)
-
-
-def _numbers(names: Sequence[str]) -> list[set[int]]:
-    """For each segment, the numbers that stand there; none for a word."""
-    rows = [name.split(".") for name in names]
-    return [{int(row[index]) for row in rows} if _is_number(rows[0][index]) else set() for index in range(len(rows[0]))]
-
-
-def _segment(mine: set[int], all_: set[int]) -> str:
-    if mine == all_ and len(mine) > 1:
-        return "*"
-    runs = _runs(sorted(mine))
-    if len(runs) == 1 and runs[0][0] == runs[0][1]:
-        return str(runs[0][0])
-    texts = [str(low) if low == high else f"{low}..{high}" for low, high in runs]
-    if len(texts) == 1:
-        return f"{{{texts[0]}}}"
-    return "{" + ",".join(text if ".." not in text else f"{{{text}}}" for text in texts) + "}"
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return runs
+def _segment(mine: tuple[int, ...], all_: set[int]) -> str:
+    return "*" if len(mine) > 1 and set(mine) == all_ else brace(mine)
