@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,11 +20,19 @@ from rulequant.errors import UsageError
 if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule file
     from rulequant.inventory import ModuleInfo, TensorInfo
 
-__all__ = ["BUILTIN", "ENTRY_POINTS", "Bnb4bit", "BnbInt8", "Scheme", "methods", "scheme_class"]
+__all__ = ["BUILTIN", "ENTRY_POINTS", "Bnb4bit", "BnbInt8", "Scheme", "Slicing", "methods", "scheme_class"]
 
 ENTRY_POINTS = "rulequant.schemes"
 NESTED_BLOCKSIZE = 256
 """bitsandbytes quantizes the absmax values of double quantization in blocks of 256."""
+
+
+class Slicing(NamedTuple):
+    """Into which slices a tensor may be cut, and what has to be kept of all of them until the last is encoded."""
+
+    multiple: int
+    """Values that every slice but the last is a multiple of."""
+    work_bytes: int = 0
 
 
 class Scheme(BaseModel):
@@ -57,6 +65,10 @@ class Scheme(BaseModel):
         Records whose length is known only after encoding are left out. None at all: the method does not say.
         """
         return ()
+
+    def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing | None:  # noqa: ARG002
+        """How the tensor can be encoded slice by slice; None where it has to be in memory as a whole."""
+        return None
 
     def encoded_bytes(self, info: ModuleInfo, tensor: TensorInfo) -> int:
         """The exact bytes of the tensors that replace this one in a checkpoint, without records of unknown length."""
@@ -118,6 +130,10 @@ class Bnb4bit(Scheme):
             TensorInfo("weight.nested_quant_map", (256,), "float32"),
         )
 
+    def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing:  # noqa: ARG002
+        """In whole blocks; for double quantization the absmax of all blocks is needed at once."""
+        return Slicing(self.blocksize, ceil(tensor.numel / self.blocksize) * 4 if self.double_quant else 0)
+
     def unsupported(self, info: ModuleInfo) -> str | None:
         """Why 4-bit cannot hold this module, or None where it can."""
         reason = super().unsupported(info)
@@ -178,6 +194,11 @@ class BnbInt8(Scheme):
         shape = tensor.shape[::-1] if info.kind == "conv1d" else tensor.shape
         encoded = (TensorInfo("weight", shape, "int8"), TensorInfo("SCB", shape[:-1], "float32"))
         return encoded if info.kind == "experts" else (*encoded, TensorInfo("weight_format", (), "uint8"))
+
+    def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing:
+        """In whole rows, each with a scale of its own."""
+        values, scales, *_ = self.encoded_tensors(info, tensor)
+        return Slicing(values.numel // scales.numel)
 
 
 def _matrix_problem(scheme: Scheme, info: ModuleInfo) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,10 @@ from rulequant.errors import RulequantError, UsageError
 from rulequant.inventory import Kind
 from rulequant.schemes import Scheme
 
-__all__ = ["ENTRY_POINTS", "ExpertsFactory", "LayerFactory", "NotFiniteError", "factory_for"]
+if TYPE_CHECKING:
+    from rulequant.torch.factories.slices import SliceEncoder
+
+__all__ = ["ENTRY_POINTS", "ExpertsFactory", "LayerFactory", "NotFiniteError", "SliceFactory", "factory_for"]
 
 ENTRY_POINTS = "rulequant.factories"
 
@@ -57,6 +60,14 @@ class LayerFactory(Protocol):
 
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The weight that the encoded tensors stand for, in the orientation of the module they replace."""
+
+
+@runtime_checkable
+class SliceFactory(Protocol):
+    """A factory that encodes weights slice by slice too, as its scheme's `slicing` says; it is one of layers as well."""
+
+    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> SliceEncoder:
+        """The encoder of a weight of this shape, as the module holds it; its bytes are those of `encode`."""
 
 
 class ExpertsFactory(LayerFactory, Protocol):

@@ -1,46 +1,25 @@
-"""The factories of bitsandbytes: `Linear4bit` (nf4, fp4) and `Linear8bitLt` (LLM.int8())."""
+"""The factories of bitsandbytes: `Linear4bit` (nf4, fp4) and `Linear8bitLt` (LLM.int8()).
+
+bitsandbytes takes seconds to import. Encoding on the CPU does without it, so its layers are imported where they are
+built, filled or decoded.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
-from math import isfinite
+from collections.abc import Iterable
 from typing import Any, cast
 
-import bitsandbytes as bnb
 import torch
-from bitsandbytes import functional
 from torch import Tensor, nn
 
 from rulequant.inventory import Kind
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.experts import expert_parameters, swap_parameters
-from rulequant.torch.factories import NotFiniteError
-from rulequant.torch.factories.encoding import encode_4bit, encode_int8
-from rulequant.torch.factories.experts import Experts4bit, Experts8bit, encode_experts_4bit, encode_experts_int8
+from rulequant.torch.factories.encoding import encode_4bit, encode_experts_4bit, encode_experts_int8, encode_int8
+from rulequant.torch.factories.slices import FourBitSlices, Int8Slices
+from rulequant.torch.factories.values import check_4bit, check_int8
 
-__all__ = ["Linear4bit", "Linear4bitFactory", "Linear8bitFactory", "Linear8bitLt"]
-
-FP16_MAX = 65504.0
-"""LLM.int8() goes through float16: a larger value would make the scale infinite and its row zero."""
-FP32_MAX = torch.finfo(torch.float32).max
-
-
-class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
-    """`Linear4bit` for rows that are not whole blocks too, with which bitsandbytes' CPU kernel is wrong in silence.
-
-    The class keeps its name, which accelerate and others go by.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        state = getattr(self.weight, "quant_state", None) or self.quant_state
-        if x.device.type != "cpu" or state is None or self.in_features % state.blocksize == 0:
-            return cast(Tensor, super().forward(x))
-        dtype = self.compute_dtype or x.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        weight = _dequantize(self.weight.data, state).to(dtype)
-        return nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
+__all__ = ["Linear4bitFactory", "Linear8bitFactory"]
 
 
 class Linear4bitFactory:
@@ -61,6 +40,9 @@ class Linear4bitFactory:
 
         Fused experts become a copy of the module with `Experts4bit` in place of its parameters.
         """
+        from rulequant.torch.factories.experts import Experts4bit
+        from rulequant.torch.factories.layers import Linear4bit
+
         settings = cast(Bnb4bit, scheme)
         if fused := _fused(module):
             weights = {name: Experts4bit(each.shape, each.dtype, settings) for name, each in fused.items()}
@@ -87,27 +69,29 @@ class Linear4bitFactory:
 
     def check(self, weight: Tensor, scheme: Scheme) -> None:
         """Refuse NaN and infinite values, and with double quantization those whose mean over all blocks overflows."""
-        settings = cast(Bnb4bit, scheme)
-        blocks = -(-weight.numel() // settings.blocksize) if settings.double_quant else 1
-        _check_values(weight, limit=FP32_MAX / max(blocks, 1), beyond="what double quantization can average")
+        check_4bit(weight, cast(Bnb4bit, scheme))
 
     def encode(self, weight: Tensor, kind: Kind, scheme: Scheme) -> dict[str, Tensor]:
         """`weight` U8 [ceil(n/2), 1] (viewed as quant_storage), `weight.absmax` and the rest of the quant state.
 
         The same call that `Params4bit` makes, so the bytes are those of transformers' quantize-on-load.
         """
-        settings = cast(Bnb4bit, scheme)
-        self.check(weight, scheme)
-        return encode_4bit(_out_in(weight, kind).contiguous(), settings)
+        return encode_4bit(_out_in(weight, kind).contiguous(), cast(Bnb4bit, scheme), kind)
+
+    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> FourBitSlices:
+        """`encode` for a weight of this shape (as the module holds it), slice by slice of its rows [out, in]."""
+        return FourBitSlices(shape, dtype, kind, cast(Bnb4bit, scheme))
 
     def encode_experts(
         self, slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, scheme: Scheme
     ) -> dict[str, Tensor]:
         """`encode` for fused experts, from the experts one by one, each [rows, columns]."""
-        return encode_experts_4bit(_checked_experts(slices, self, scheme), shape, dtype, cast(Bnb4bit, scheme))
+        return encode_experts_4bit(slices, shape, dtype, cast(Bnb4bit, scheme))
 
     def attach(self, layer: nn.Module, encoded: dict[str, Tensor]) -> None:
         """Make the weight a `Params4bit` with its quant state."""
+        import bitsandbytes as bnb
+
         target = cast(Any, layer)
         statistics = {key: value for key, value in encoded.items() if key != "weight"}
         packed = encoded["weight"]
@@ -117,21 +101,13 @@ class Linear4bitFactory:
 
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The dequantized weight in the dtype it had."""
+        from bitsandbytes import functional
+
+        from rulequant.torch.factories.layers import dequantize
+
         statistics = {key: value for key, value in encoded.items() if key != "weight"}
         packed = encoded["weight"]
-        return _out_in(_dequantize(packed, functional.QuantState.from_dict(statistics, device=packed.device)), kind)
-
-
-class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
-    """`Linear8bitLt` for inputs of any number of dimensions: the CPU kernel knows two and three.
-
-    The class keeps its name, which accelerate and others go by.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out], as rows."""
-        rows = super().forward(x.reshape(-1, x.shape[-1]))
-        return cast(Tensor, rows.reshape(*x.shape[:-1], self.out_features))
+        return _out_in(dequantize(packed, functional.QuantState.from_dict(statistics, device=packed.device)), kind)
 
 
 class Linear8bitFactory:
@@ -141,6 +117,9 @@ class Linear8bitFactory:
 
     def build(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         """A `Linear8bitLt` with its weight on meta; for fused experts a copy of the module with `Experts8bit`."""
+        from rulequant.torch.factories.experts import Experts8bit
+        from rulequant.torch.factories.layers import Linear8bitLt
+
         settings = cast(BnbInt8, scheme)
         if fused := _fused(module):
             return swap_parameters(module, {name: Experts8bit(each.shape, each.dtype) for name, each in fused.items()})
@@ -153,23 +132,32 @@ class Linear8bitFactory:
 
     def check(self, weight: Tensor, scheme: Scheme) -> None:  # noqa: ARG002
         """Refuse NaN, and values that float16 cannot hold."""
-        _check_values(weight, limit=FP16_MAX, beyond="float16, through which int8 goes")
+        check_int8(weight)
 
     def encode(self, weight: Tensor, kind: Kind, scheme: Scheme) -> dict[str, Tensor]:
         """`weight` I8 [out, in], `SCB` F32 [out] (the absolute maximum of each row) and `weight_format` U8 0."""
-        self.check(weight, scheme)
-        values, scales = encode_int8(_out_in(weight, kind).contiguous())
+        del scheme
+        values, scales = encode_int8(_out_in(weight, kind).contiguous(), kind)
         return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> Int8Slices:
+        """`encode` for a weight of this shape (as the module holds it), some rows [out, in] at a time."""
+        del dtype, scheme
+        return Int8Slices(shape, kind)
 
     def encode_experts(
         self, slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, scheme: Scheme
     ) -> dict[str, Tensor]:
         """`encode` for fused experts, from the experts one by one, each [rows, columns]."""
-        del dtype
-        return encode_experts_int8(_checked_experts(slices, self, scheme), shape)
+        del dtype, scheme
+        return encode_experts_int8(slices, shape)
 
     def attach(self, layer: nn.Module, encoded: dict[str, Tensor]) -> None:
         """Make the weight an `Int8Params` with its scales."""
+        import bitsandbytes as bnb
+
+        from rulequant.torch.factories.experts import Experts8bit
+
         target = cast(Any, layer)
         values = encoded["weight"]
         if isinstance(layer, Experts8bit):
@@ -181,6 +169,8 @@ class Linear8bitFactory:
 
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The dequantized weight in float32: value * scale / 127."""
+        from bitsandbytes import functional
+
         if kind == "experts":
             return encoded["weight"].float() * (encoded["SCB"] / 127.0).unsqueeze(-1)
         return _out_in(functional.int8_vectorwise_dequant(encoded["weight"], encoded["SCB"]), kind)
@@ -188,24 +178,6 @@ class Linear8bitFactory:
 
 def _fused(module: nn.Module) -> dict[str, Tensor]:
     return {name: cast(Tensor, module._parameters[name]) for name in expert_parameters(module)}
-
-
-def _checked_experts(
-    slices: Iterable[Tensor], factory: Linear4bitFactory | Linear8bitFactory, scheme: Scheme
-) -> Iterator[Tensor]:
-    for index, each in enumerate(slices):
-        try:
-            factory.check(each, scheme)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"expert {index}: {error.message}", remedy=error.remedy) from error
-        yield each
-
-
-def _dequantize(packed: Tensor, state: functional.QuantState) -> Tensor:
-    """The weight [out, in] of a quant state, from all its blocks as one row, with which the CPU kernel is right."""
-    row = copy.copy(state)
-    row.shape = torch.Size((1, state.shape.numel()))
-    return cast(Tensor, functional.dequantize_4bit(packed, row)).reshape(state.shape)
 
 
 def _out_in(weight: Tensor, kind: Kind) -> Tensor:
@@ -237,22 +209,3 @@ def _finish(layer: Any, module: nn.Module) -> nn.Module:
     layer.bias = module._parameters.get("bias")
     layer.train(module.training)
     return cast(nn.Module, layer)
-
-
-def _check_values(weight: Tensor, *, limit: float, beyond: str) -> None:
-    """Raise NotFiniteError for a value that is NaN, infinite, or larger than `limit`, which is `beyond`."""
-    if weight.numel() == 0:
-        return
-    values = weight.detach()
-    low, high = (each.item() for each in torch.aminmax(values))
-    if -limit <= low and high <= limit:  # NaN compares false with everything, so the test is for what is fine
-        return
-    worst = values.abs().argmax()  # NaN counts as the largest
-    place = [int(each) for each in torch.unravel_index(worst, values.shape)]
-    value = float(values[tuple(place)])
-    if isfinite(value):
-        raise NotFiniteError(
-            f"the value {value:g} at {place} is beyond {beyond} (largest: {limit:g})",
-            remedy="skip the module with a reason, or give it another scheme",
-        )
-    raise NotFiniteError(f"the value at {place} is {value}", remedy="the source weights are damaged; fetch them again")

@@ -1,12 +1,8 @@
-"""Fused experts in bitsandbytes' formats: 4-bit blocks, or int8 rows, over a three-dimensional parameter.
-
-Experts are encoded one by one; the fused tensor is never needed as a whole. Without double quantization the bytes are
-those of the whole tensor encoded at once; with it the absmax values of the whole tensor are quantized together.
-"""
+"""Fused experts in bitsandbytes' formats: 4-bit blocks, or int8 rows, over a three-dimensional parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import bitsandbytes as bnb
@@ -16,9 +12,8 @@ from torch import Tensor, nn
 
 from rulequant.schemes import Bnb4bit
 from rulequant.torch.experts import ExpertWeights
-from rulequant.torch.factories.encoding import encode_int8, encode_slices_4bit
 
-__all__ = ["Experts4bit", "Experts8bit", "encode_experts_4bit", "encode_experts_int8"]
+__all__ = ["Experts4bit", "Experts8bit"]
 
 
 class Experts4bit(ExpertWeights):
@@ -93,24 +88,6 @@ class Experts8bit(ExpertWeights):
             # To the same device; the scales stay float32 whatever the model is cast to.
             self.SCB = self.SCB.to(fn(self.SCB).device)
         return self
-
-
-def encode_experts_4bit(
-    slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, settings: Bnb4bit
-) -> dict[str, Tensor]:
-    """The tensors of an `Experts4bit` from its experts, each [1, rows, columns] or [rows, columns], in order."""
-    return encode_slices_4bit((each.contiguous() for each in slices), shape, dtype, settings)
-
-
-def encode_experts_int8(slices: Iterable[Tensor], shape: torch.Size) -> dict[str, Tensor]:
-    """The tensors of an `Experts8bit` from its experts, each [1, rows, columns] or [rows, columns], in order."""
-    values: list[Tensor] = []
-    scales: list[Tensor] = []
-    for each in slices:
-        part, scale = encode_int8(each.reshape(-1, shape[-1]).contiguous())
-        values.append(part)
-        scales.append(scale)
-    return {"weight": torch.cat(values).reshape(shape), "SCB": torch.cat(scales).reshape(shape[:2])}
 
 
 def _absmax(state: functional.QuantState, first: int, last: int) -> Tensor:

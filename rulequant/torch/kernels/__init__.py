@@ -8,9 +8,9 @@ from __future__ import annotations
 from rulequant.torch.kernels.floats import SOURCE_DTYPES
 from rulequant.torch.kernels.fourbit import BLOCKSIZES, FourBitEncoder, quantize_4bit
 from rulequant.torch.kernels.int8 import quantize_int8
-from rulequant.torch.kernels.nested import NestedAbsmax, quantize_absmax
+from rulequant.torch.kernels.nested import NestedAbsmax, mean_absmax, nested_codes, quantize_absmax
 from rulequant.torch.kernels.notfinite import NotFiniteValueError
-from rulequant.torch.kernels.record import quant_state
+from rulequant.torch.kernels.record import quant_state, quant_state_record
 from rulequant.torch.kernels.tables import QUANT_TYPES, dynamic_map, quant_map
 
 __all__ = [
@@ -21,8 +21,11 @@ __all__ = [
     "NestedAbsmax",
     "NotFiniteValueError",
     "dynamic_map",
+    "mean_absmax",
+    "nested_codes",
     "quant_map",
     "quant_state",
+    "quant_state_record",
     "quantize_4bit",
     "quantize_absmax",
     "quantize_int8",

@@ -14,7 +14,7 @@ from torch import Tensor
 from rulequant.torch.kernels.notfinite import NotFiniteValueError
 from rulequant.torch.kernels.tables import dynamic_map, nearest_dynamic_codes
 
-__all__ = ["NESTED_BLOCKSIZE", "NestedAbsmax", "quantize_absmax"]
+__all__ = ["NESTED_BLOCKSIZE", "NestedAbsmax", "mean_absmax", "nested_codes", "quantize_absmax"]
 
 NESTED_BLOCKSIZE = 256
 """Values that share a scale; bitsandbytes has no other."""
@@ -40,8 +40,18 @@ class NestedAbsmax:
 def quantize_absmax(absmax: Tensor, *, mean_threads: int | None = None) -> NestedAbsmax:
     """`quantize_blockwise(absmax - absmax.mean(), blocksize=256)` of bitsandbytes' CPU kernel; absmax is F32 [blocks].
 
-    From 32,768 blocks on, the last bits of the mean depend on the number of threads that torch sums with, and now and
-    then a code does too. By default that is torch's current number, as in bitsandbytes; `mean_threads` fixes it (by
+    `mean_threads` and the errors are those of `mean_absmax`.
+    """
+    offset = mean_absmax(absmax, threads=mean_threads)
+    codes, scales = nested_codes(absmax, offset)
+    return NestedAbsmax(codes, scales, dynamic_map().clone(), offset)
+
+
+def mean_absmax(absmax: Tensor, *, threads: int | None = None) -> float:
+    """The mean of absmax, F32 [blocks], as a float32.
+
+    From 32,768 blocks on, its last bits depend on the number of threads that torch sums with, and now and then a code
+    does too. By default that is torch's current number, as in bitsandbytes; `threads` fixes it (by
     `torch.set_num_threads` while the mean is taken, which threads started meanwhile would notice).
 
     Raises:
@@ -50,13 +60,21 @@ def quantize_absmax(absmax: Tensor, *, mean_threads: int | None = None) -> Neste
     """
     if absmax.dtype != torch.float32 or absmax.dim() != 1 or not len(absmax):
         raise ValueError(f"absmax must be float32 [blocks], got {absmax.dtype} {list(absmax.shape)}")
-    with _torch_threads(mean_threads):
-        offset = absmax.mean()
-    if not torch.isfinite(offset):
+    with _torch_threads(threads):
+        mean = absmax.mean()
+    if not torch.isfinite(mean):
         largest = int(absmax.argmax())
         raise NotFiniteValueError(largest, float(absmax[largest]))
-    codes, scales = _dynamic_codes(absmax.numpy(), offset.numpy())
-    return NestedAbsmax(torch.from_numpy(codes), torch.from_numpy(scales), dynamic_map().clone(), offset.item())
+    return mean.item()
+
+
+def nested_codes(absmax: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """Codes U8 [blocks] and their scales F32 [ceil(blocks/256)] of absmax F32 [blocks] around its mean.
+
+    Slices that begin at a multiple of 256 blocks give the same.
+    """
+    codes, scales = _dynamic_codes(absmax.numpy(), np.float32(offset))
+    return torch.from_numpy(codes), torch.from_numpy(scales)
 
 
 @contextmanager
@@ -72,9 +90,7 @@ def _torch_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _dynamic_codes(
-    absmax: NDArray[np.float32], offset: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _dynamic_codes(absmax: NDArray[np.float32], offset: np.float32) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Codes and scales of `absmax - offset`, some blocks at a time, so that little more than the result is held."""
     codes = np.empty(len(absmax), np.uint8)
     scales = np.empty(-(-len(absmax) // NESTED_BLOCKSIZE), np.float32)

@@ -30,30 +30,35 @@ def quant_state(
     The names are relative to the weight's, in bitsandbytes' order. `absmax` is F32 [blocks], `dtype` and `shape` are
     those of the weight before. `mean_threads` is that of `quantize_absmax`, and so are the errors.
     """
+    tensors = {"absmax": absmax, "quant_map": quant_map(quant_type)}
+    offset = None
+    if double_quant:
+        nested = quantize_absmax(absmax, mean_threads=mean_threads)
+        offset = nested.offset
+        tensors |= {"absmax": nested.codes, "nested_absmax": nested.absmax, "nested_quant_map": nested.quant_map}
+    record = quant_state_record(quant_type=quant_type, blocksize=blocksize, dtype=dtype, shape=shape, offset=offset)
+    return tensors | {f"quant_state.bitsandbytes__{quant_type}": record}
+
+
+def quant_state_record(
+    *, quant_type: str, blocksize: int, dtype: torch.dtype, shape: Sequence[int], offset: float | None
+) -> Tensor:
+    """The settings as the bytes of their JSON text, U8, with json's default separators.
+
+    `offset` is the mean that double quantization takes off; None without it.
+    """
     settings: dict[str, Any] = {
         "quant_type": quant_type,
         "blocksize": blocksize,
         "dtype": _name(dtype),
         "shape": list(shape),
     }
-    tensors = {"absmax": absmax, "quant_map": quant_map(quant_type)}
-    if double_quant:
-        nested = quantize_absmax(absmax, mean_threads=mean_threads)
-        tensors |= {
-            "absmax": nested.codes,
-            "nested_absmax": nested.absmax,
-            "nested_quant_map": nested.quant_map,
-        }
+    if offset is not None:
         settings |= {
             "nested_blocksize": NESTED_BLOCKSIZE,
-            "nested_dtype": _name(absmax.dtype),
-            "nested_offset": nested.offset,
+            "nested_dtype": "float32",
+            "nested_offset": offset,
         }
-    return tensors | {f"quant_state.bitsandbytes__{quant_type}": quant_state_record(settings)}
-
-
-def quant_state_record(settings: dict[str, Any]) -> Tensor:
-    """The settings as the bytes of their JSON text, U8, with json's default separators."""
     return torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
 
 

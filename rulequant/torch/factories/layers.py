@@ -1,0 +1,49 @@
+"""The layers of bitsandbytes, each with what its CPU kernels lack. Importing this module imports bitsandbytes."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes import functional
+from torch import Tensor, nn
+
+__all__ = ["Linear4bit", "Linear8bitLt", "dequantize"]
+
+
+class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
+    """`Linear4bit` for rows that are not whole blocks too, with which bitsandbytes' CPU kernel is wrong in silence.
+
+    The class keeps its name, which accelerate and others go by.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        state = getattr(self.weight, "quant_state", None) or self.quant_state
+        if x.device.type != "cpu" or state is None or self.in_features % state.blocksize == 0:
+            return cast(Tensor, super().forward(x))
+        dtype = self.compute_dtype or x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        weight = dequantize(self.weight.data, state).to(dtype)
+        return nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
+    """`Linear8bitLt` for inputs of any number of dimensions: the CPU kernel knows two and three.
+
+    The class keeps its name, which accelerate and others go by.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out], as rows."""
+        rows = super().forward(x.reshape(-1, x.shape[-1]))
+        return cast(Tensor, rows.reshape(*x.shape[:-1], self.out_features))
+
+
+def dequantize(packed: Tensor, state: functional.QuantState) -> Tensor:
+    """The weight [out, in] of a quant state, from all its blocks as one row, with which the CPU kernel is right."""
+    row = copy.copy(state)
+    row.shape = torch.Size((1, state.shape.numel()))
+    return cast(Tensor, functional.dequantize_4bit(packed, row)).reshape(state.shape)

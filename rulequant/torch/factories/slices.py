@@ -1,0 +1,118 @@
+"""Weights encoded slice by slice: the bytes of the whole, but no more of it in memory than a slice.
+
+What a slice makes are pieces of the encoded tensors, each with its place in one of them. What is known only when all of
+a weight was seen comes from `finish`. Slices may be encoded in any order, and by several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rulequant.inventory import Kind
+from rulequant.schemes import NESTED_BLOCKSIZE, Bnb4bit
+from rulequant.torch import kernels
+from rulequant.torch.factories.values import Look, check_absmax, explained
+
+__all__ = ["WORK", "FourBitSlices", "Int8Slices", "Piece", "SliceEncoder"]
+
+WORK = ""
+"""The name of pieces that are no part of a checkpoint, but what `finish` works on."""
+_NESTED_AT_A_TIME = NESTED_BLOCKSIZE << 12
+"""Blocks whose absmax is quantized at a time."""
+
+
+class Piece(NamedTuple):
+    """Some values of an encoded tensor."""
+
+    name: str
+    """After that of the module; or `WORK`."""
+    at: int
+    """Where its bytes begin in the tensor."""
+    data: Tensor
+    """Valid until the next piece is asked for."""
+
+
+class SliceEncoder(Protocol):
+    """One weight that is encoded slice by slice."""
+
+    def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
+        """The pieces of the values [n] from a flat index of the weight [out, in] on.
+
+        Raises:
+            NotFiniteError: with the place of a value that cannot be encoded.
+        """
+
+    def finish(self, work: Tensor, look: Look, *, mean_threads: int) -> Iterator[Piece]:
+        """The rest, once all slices are encoded; `work` U8 holds the pieces named `WORK`.
+
+        Raises:
+            NotFiniteError: as `encode`.
+        """
+
+
+class FourBitSlices:
+    """nf4 and fp4, in slices of whole blocks. For double quantization the absmax of all blocks is needed at once."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, kind: Kind, settings: Bnb4bit) -> None:
+        self._shape = tuple(shape[::-1]) if kind == "conv1d" else tuple(shape)
+        self._dtype, self._kind, self._settings = dtype, kind, settings
+
+    def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
+        """Packed codes, and absmax, which double quantization takes for work."""
+        settings = self._settings
+        with explained(self._shape, self._kind, start=start):
+            packed, absmax = kernels.quantize_4bit(values, quant_type=settings.quant_type, blocksize=settings.blocksize)
+        yield Piece("weight", start // 2, packed)
+        name = WORK if settings.double_quant else "weight.absmax"
+        yield Piece(name, start // settings.blocksize * absmax.itemsize, absmax)
+
+    def finish(self, work: Tensor, look: Look, *, mean_threads: int) -> Iterator[Piece]:
+        """The code table, the second level, and the record."""
+        settings = self._settings
+        yield Piece("weight.quant_map", 0, kernels.quant_map(settings.quant_type))
+        offset = None
+        if settings.double_quant:
+            absmax = work.view(torch.float32)
+            check_absmax(absmax, self._shape, self._kind, settings, look)
+            offset = kernels.mean_absmax(absmax, threads=mean_threads)
+            yield Piece("weight.nested_quant_map", 0, kernels.dynamic_map())
+            for start in range(0, len(absmax), _NESTED_AT_A_TIME):
+                codes, scales = kernels.nested_codes(absmax[start : start + _NESTED_AT_A_TIME], offset)
+                yield Piece("weight.absmax", start, codes)
+                yield Piece("weight.nested_absmax", start // NESTED_BLOCKSIZE * scales.itemsize, scales)
+        record = kernels.quant_state_record(
+            quant_type=settings.quant_type,
+            blocksize=settings.blocksize,
+            dtype=self._dtype,
+            shape=self._shape,
+            offset=offset,
+        )
+        yield Piece(f"weight.quant_state.bitsandbytes__{settings.quant_type}", 0, record)
+
+
+class Int8Slices:
+    """LLM.int8(), in slices of whole rows."""
+
+    def __init__(self, shape: Sequence[int], kind: Kind) -> None:
+        self._shape = tuple(shape[::-1]) if kind == "conv1d" else tuple(shape)
+        self._kind = kind
+        # What makes up one output, of an expert too; a row of an embedding.
+        self._row = self._shape[-1] if kind == "experts" else prod(self._shape[1:])
+
+    def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
+        """Values, and the scales of their rows."""
+        with explained(self._shape, self._kind, start=start):
+            quantized, scales = kernels.quantize_int8(values.view(-1, self._row))
+        yield Piece("weight", start, quantized)
+        yield Piece("SCB", start // self._row * scales.itemsize, scales)
+
+    def finish(self, work: Tensor, look: Look, *, mean_threads: int) -> Iterator[Piece]:
+        """The format byte of linear layers."""
+        del work, look, mean_threads
+        if self._kind in {"linear", "conv1d"}:
+            yield Piece("weight_format", 0, torch.zeros((), dtype=torch.uint8))
