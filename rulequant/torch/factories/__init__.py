@@ -64,7 +64,7 @@ class LayerFactory(Protocol):
 
 @runtime_checkable
 class SliceFactory(Protocol):
-    """A factory that encodes weights slice by slice too, as its scheme's `slicing` says; it is one of layers as well."""
+    """What a factory has as well, if it encodes weights slice by slice, as `slicing` of its scheme says."""
 
     def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> SliceEncoder:
         """The encoder of a weight of this shape, as the module holds it; its bytes are those of `encode`."""
