@@ -27,6 +27,7 @@ __all__ = ["command"]
 EXAMPLES = (
     "rulequant apply ./all-MiniLM-L6-v2 -o minilm-nf4",
     "rulequant apply ./llama rules.yaml -o llama-nf4 --max-shard-size 2GB",
+    "rulequant apply org/llama --revision v1.0 -o llama-nf4",
     "rulequant plan ./llama rules.yaml -o plan.json && rulequant apply ./llama --plan plan.json -o llama-nf4",
 )
 
@@ -58,10 +59,13 @@ def command(
     trust_remote_code: bool,
     revision: str | None,
 ) -> None:
-    """Quantize the checkpoint folder MODEL into the new folder OUT, which transformers loads.
+    """Quantize the checkpoint MODEL, a folder or a Hub id, into the new folder OUT, which transformers loads.
 
-    MODEL is only read. OUT appears when it is complete and on the disk, and not before: whatever interrupts the run,
-    nothing that looks like a finished checkpoint is left behind.
+    MODEL is only read. A Hub id is downloaded into the Hub's cache first; interrupted and run again, the download goes
+    on where it stopped. HF_TOKEN or `hf auth login` let it read what is private or gated.
+
+    OUT appears when it is complete and on the disk, and not before: whatever interrupts the run, nothing that looks
+    like a finished checkpoint is left behind.
 
     Exits 1 if the rules do not fit the model or no checkpoint can hold what they ask for.
     """
@@ -76,7 +80,7 @@ def command(
             container=container, quiet=quiet, trust_remote_code=trust_remote_code, revision=revision,
         )  # fmt: skip
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_what_is_left(output)) from interrupt
+        raise KeyboardInterrupt(*interrupt.args, _what_is_left(output)) from interrupt
     seconds = time.monotonic() - began
     if not quiet:
         _summarize(applied, seconds)
@@ -115,14 +119,19 @@ def _apply(
     revision: str | None,
 ) -> Applied:
     from rulequant.cli.inputs import read_skeleton, torch_extra
-    from rulequant.cli.progress import choose_progress
+    from rulequant.cli.progress import choose_download, choose_progress
 
     saved = _saved_plan(plan_file) if plan_file else None  # before torch: it may be no plan
     skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, plan = (None, saved) if saved else _planned(rules, skeleton)
     with torch_extra("apply"):
         from rulequant.torch.checkpoint.apply import apply_to_folder
+        from rulequant.torch.checkpoint.remote import with_weights
 
+        with choose_download(quiet=quiet) as progress:
+            skeleton = with_weights(
+                skeleton, plan, output, container=container, progress=progress, notice=terminal.note
+            )
         with choose_progress(quiet=quiet) as progress:
             return apply_to_folder(
                 skeleton,

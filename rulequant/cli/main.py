@@ -95,7 +95,7 @@ def _refused(error: RulequantError) -> int:
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
     """130 is what a shell reports for a process that SIGINT ended."""
-    what = f"; {interrupt.args[0]}" if interrupt.args else ""
+    what = "".join(f"; {each}" for each in interrupt.args)
     with contextlib.suppress(OSError):
         terminal.message(f"interrupted{what}")
     return INTERRUPTED

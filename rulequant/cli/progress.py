@@ -12,7 +12,7 @@ from rulequant.cli import terminal
 from rulequant.escaping import printable
 from rulequant.report.text import size
 
-__all__ = ["LogProgress", "ProgressDisplay", "Silent", "choose_progress"]
+__all__ = ["DownloadLog", "LogProgress", "ProgressDisplay", "Silent", "choose_download", "choose_progress"]
 
 INTERVAL = 5.0
 """Seconds between two lines of a log."""
@@ -72,13 +72,17 @@ class LogProgress(Silent):
         self._write(self._line(tensor, now - self._began))
 
     def _line(self, tensor: str, seconds: float) -> str:
+        count = f"{self._count:,} of {self._tensors:,} tensors, "
+        return f"{self._share():4.0%}  {count}{self._rate(seconds)}, {printable(tensor)}"
+
+    def _share(self) -> float:
+        return self._done / self._total if self._total else 1.0
+
+    def _rate(self, seconds: float) -> str:
+        """`1.5 GB, 300 MB/s, 42 s left`"""
         rate = self._done / seconds if seconds > 0 else 0.0
         left = f", {_duration((self._total - self._done) / rate)} left" if rate else ""
-        share = self._done / self._total if self._total else 1.0
-        return (
-            f"{share:4.0%}  {self._count:,} of {self._tensors:,} tensors, {size(self._done)}, "
-            f"{size(int(rate))}/s{left}, {printable(tensor)}"
-        )
+        return f"{size(self._done)}, {size(int(rate))}/s{left}"
 
 
 def _duration(seconds: float) -> str:
@@ -91,8 +95,30 @@ def _duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02} h"
 
 
+class DownloadLog(LogProgress):
+    """As `LogProgress`, for the files of a download, each of which comes in many pieces."""
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._tensors = total_bytes, tensors
+        self._began = self._last = self._clock()
+        self._write(f"downloading {tensors:,} files, {size(total_bytes)}")
+
+    def _line(self, tensor: str, seconds: float) -> str:
+        return f"{self._share():4.0%}  {self._rate(seconds)}, {printable(tensor)}"
+
+
 def choose_progress(*, quiet: bool) -> ProgressDisplay:
     """The display for stderr as it is now."""
+    return _choose(LogProgress, quiet=quiet)
+
+
+def choose_download(*, quiet: bool) -> ProgressDisplay:
+    """As `choose_progress`, for a download."""
+    return _choose(DownloadLog, quiet=quiet)
+
+
+def _choose(log: type[LogProgress], *, quiet: bool) -> ProgressDisplay:
     if quiet:
         return Silent()
     if terminal.is_terminal(sys.stderr):
@@ -103,4 +129,4 @@ def choose_progress(*, quiet: bool) -> ProgressDisplay:
                 raise
         else:
             return Bar(color=terminal.uses_color(sys.stderr))
-    return LogProgress(terminal.note)
+    return log(terminal.note)

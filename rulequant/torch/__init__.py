@@ -72,21 +72,28 @@ def apply_checkpoint(
     container: Literal["auto", "bitsandbytes", "rulequant"] = "auto",
     max_shard_bytes: int = 5_000_000_000,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Plan:
-    """Quantize a checkpoint folder into a new one, tensor by tensor, and return the plan that was carried out.
+    """Quantize a checkpoint folder, or a model on the Hub, into a new folder, and return the plan that was carried out.
+
+    A Hub id is downloaded into the Hub's cache first, `revision` of it, with `token` where it is given and else with
+    HF_TOKEN or what `hf auth login` stored; interrupted, the download goes on where it stopped when it is run again.
 
     The output loads with plain transformers, or after `import rulequant.torch.transformers` where stock transformers
     cannot express the plan. It appears complete or not at all; the source is only read.
 
     Raises:
         DiagnosticsError: the rule file has errors, does not fit the model, or no checkpoint can express the plan.
-        ModelError: the source is no checkpoint folder that transformers can build.
+        ModelError: the source is no checkpoint that transformers can build, or the Hub does not give it.
         CheckpointError: the source cannot be trusted, or the output cannot be written.
         NotFiniteError: a weight holds a value that cannot be encoded.
     """
     from rulequant.torch.checkpoint.apply import apply_to_folder
+    from rulequant.torch.checkpoint.remote import with_weights
     from rulequant.torch.skeleton import build_skeleton
 
     ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
-    skeleton = build_skeleton(os.fspath(source), trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token)
+    skeleton = with_weights(skeleton, ready, Path(output), container=container)
     return apply_to_folder(skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes).plan

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
 import json
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -19,15 +18,18 @@ from torch import nn
 from rulequant.diagnostics import did_you_mean
 from rulequant.errors import CheckpointError, ModelError, RulequantError
 from rulequant.inventory import Inventory
+from rulequant.torch.calling import call_for_model, is_callable_name
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.inspect import inspect_model, with_dtypes
+
+if TYPE_CHECKING:
+    from rulequant.torch.hub.source import HubModel
 
 __all__ = ["Skeleton", "build_skeleton"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BUILDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODEL_CLASS = re.compile(r"(?!Auto|PreTrained)\w+(Model|For[A-Z]\w+)")
-_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,15 @@ class Skeleton:
     """On meta, in eval mode, in the dtype that transformers would load it in."""
     dtype: torch.dtype
     folder: Path | None = None
-    """The checkpoint folder; None for a Hub id or a callable."""
+    """The checkpoint folder; None for a callable, and for a Hub id until its weights are downloaded."""
+    hub: HubModel | None = None
+    """The repository and the commit, for a Hub id."""
+
+    def at(self, folder: Path) -> Skeleton:
+        """The same skeleton, with what was found out about it, once its checkpoint is in a folder."""
+        found = copy.copy(self)
+        object.__setattr__(found, "folder", folder)  # its cached inventory comes along
+        return found
 
     def inventory(self) -> Inventory:
         """The inventory, with the dtypes that a checkpoint stores; taken once."""
@@ -82,8 +92,12 @@ class Skeleton:
         return cast(re.Pattern[str], build_glob_alternation(patterns)[0])
 
 
-def build_skeleton(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Skeleton:
+def build_skeleton(
+    model: str, *, trust_remote_code: bool = False, revision: str | None = None, token: str | bool | None = None
+) -> Skeleton:
     """Build a model on meta; no weight is read, and for a folder its config.json alone suffices.
+
+    `revision` and `token` are for a Hub id; without a token, HF_TOKEN or what `hf auth login` stored is used.
 
     Raises:
         ModelError: there is no such model, its config cannot be read, or its class cannot be built.
@@ -91,17 +105,27 @@ def build_skeleton(model: str, *, trust_remote_code: bool = False, revision: str
     """
     path = Path(model)
     exists = _exists(path)
-    if not exists and _CALLABLE.fullmatch(model):
+    if not exists and is_callable_name(model):
         return _from_callable(model)
     folder = path if exists and path.is_dir() else None
     if folder is None and (exists or _looks_like_path(model)):
         raise _no_such_folder(model)
-    config = _config(model, folder, trust_remote_code=trust_remote_code, revision=revision)
-    dtype = _dtype(config, model, folder)
-    found = _remote_class(config, model, revision) if trust_remote_code else None
+    hub = None if folder else _open_hub(model, revision=revision, token=token)
+    config = _config(model, folder, hub, trust_remote_code=trust_remote_code)
+    dtype = _dtype(config, model, folder, hub)
+    found = _remote_class(config, model, hub) if trust_remote_code else None
     with _building(model, dtype), torch.device("meta"):
         built = (found or _model_class(config, model))(config)
-    return Skeleton(model, built.eval(), dtype, folder)
+    return Skeleton(model, built.eval(), dtype, folder, hub)
+
+
+def _open_hub(model: str, *, revision: str | None, token: str | bool | None) -> HubModel:
+    from rulequant.torch.hub.source import open_hub_model
+
+    try:
+        return open_hub_model(model, revision=revision, token=token)
+    except ModelError as error:
+        raise ModelError(error.message, remedy=_near(Path(model)) or error.remedy) from error
 
 
 def _exists(path: Path) -> bool:
@@ -136,49 +160,25 @@ def _near(path: Path) -> str | None:
 
 def _from_callable(model: str) -> Skeleton:
     """Call `package.module:callable` for a model; on meta, unless it puts its tensors elsewhere itself."""
-    target = _import(model)
-    try:
-        with torch.device("meta"):
-            built = target()
-    except RulequantError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{model} cannot be called: {type(error).__name__}: {error}") from error
-    if not isinstance(built, nn.Module):
-        raise ModelError(f"{model} returns {type(built).__name__}, not an nn.Module")
+    with torch.device("meta"):
+        built = call_for_model(model)
     first = next((each for each in built.parameters() if each.is_floating_point()), None)
     return Skeleton(model, built.eval(), first.dtype if first is not None else torch.float32)
 
 
-def _import(model: str) -> Any:
-    module_name, _, attribute = model.partition(":")
-    if str(Path.cwd()) not in sys.path:  # as python -m and pytest do: the user's own module lies here
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        target: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
-            remedy="install it, or run in the folder that holds it",
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise ModelError(f"{module_name} has no `{attribute}`", remedy=did_you_mean(part, dir(target)))
-        target = getattr(target, part)
-    return target
-
-
-def _config(model: str, folder: Path | None, *, trust_remote_code: bool, revision: str | None) -> Any:
+def _config(model: str, folder: Path | None, hub: HubModel | None, *, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    if folder is not None:
-        _check_config_file(folder, trust_remote_code=trust_remote_code)
+    _check_config_file(folder or cast("HubModel", hub).folder, trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **_at(hub))
     except Exception as error:
-        asked = "is it a folder that exists, or the id of a model that the Hub has and you may read?"
-        remedy = None if folder else _near(Path(model)) or asked
-        raise ModelError(f"{model}: the config cannot be read: {_gist(error)}", remedy=remedy) from error
+        raise ModelError(f"{model}: the config cannot be read: {_gist(error)}") from error
+
+
+def _at(hub: HubModel | None) -> dict[str, Any]:
+    """What transformers takes to look at the same commit, with the same token."""
+    return {"revision": hub.commit, "token": hub.token} if hub else {}
 
 
 def _gist(error: Exception) -> str:
@@ -233,7 +233,7 @@ def _check_model_type(path: Path, data: dict[str, Any], *, trust_remote_code: bo
     )
 
 
-def _remote_class(config: Any, model: str, revision: str | None) -> Any:
+def _remote_class(config: Any, model: str, hub: HubModel | None) -> Any:
     """The class that a checkpoint brings along: the one of its `architectures`, or else for causal language models."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -245,7 +245,7 @@ def _remote_class(config: Any, model: str, revision: str | None) -> Any:
     if reference is None:
         return None
     try:
-        return get_class_from_dynamic_module(reference, model, revision=revision)
+        return get_class_from_dynamic_module(reference, model, **_at(hub))
     except Exception as error:
         raise ModelError(f"{model}: its code cannot be loaded: {type(error).__name__}: {_gist(error)}") from error
 
@@ -282,14 +282,14 @@ def _default_class(config: Any, model: str) -> Any:
     )
 
 
-def _dtype(config: Any, model: str, folder: Path | None) -> torch.dtype:
+def _dtype(config: Any, model: str, folder: Path | None, hub: HubModel | None) -> torch.dtype:
     """What `from_pretrained` loads in: the config's dtype, else that of the first float tensor, else float32.
 
     The choice is written into the config and its parts, as transformers does.
     """
     declared = getattr(config, "dtype", None)
     declared = getattr(torch, declared, None) if isinstance(declared, str) else declared
-    dtype = declared or _checkpoint_dtype(folder) or torch.float32
+    dtype = declared or (_hub_dtype(hub) if hub else _checkpoint_dtype(folder)) or torch.float32
     if dtype not in _BUILDABLE:
         allowed = ", ".join(str(each).removeprefix("torch.") for each in _BUILDABLE)
         raise ModelError(
@@ -313,6 +313,17 @@ def _checkpoint_dtype(folder: Path | None) -> torch.dtype | None:
         if any(folder.glob("*.safetensors*")):
             raise
         return None  # a plan needs the config alone
+
+
+def _hub_dtype(hub: HubModel) -> torch.dtype | None:
+    """As `_checkpoint_dtype`, for weights that may still be remote: their headers alone are asked for."""
+    from rulequant.torch.hub.source import remote_dtypes
+
+    try:
+        cached = _checkpoint_dtype(hub.folder)
+    except CheckpointError:  # the cache has a part of them
+        cached = None
+    return cached or next((_FLOATS[each] for each in remote_dtypes(hub) if each in _FLOATS), None)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rulequant.cli.progress import INTERVAL, LogProgress, Silent, choose_progress
+from rulequant.cli.progress import INTERVAL, DownloadLog, LogProgress, Silent, choose_download, choose_progress
 
 
 class _Clock:
@@ -49,6 +49,19 @@ def test_a_line_has_rate_and_time_left() -> None:
     clock.now = 10.0
     progress.advance("a\x1b.weight", 250_000_000)
     assert lines[-1] == " 25%  1 of 4 tensors, 250 MB, 25.0 MB/s, 30 s left, a\\x1b.weight"
+
+
+def test_a_download_counts_bytes() -> None:
+    """A file comes in many pieces: its lines have no number of files, and the first line has."""
+    lines: list[str] = []
+    clock = _Clock()
+    progress = DownloadLog(lines.append, clock)
+    progress.start(1_000_000_000, 4)
+    for _ in range(5):
+        clock.now += 2.0
+        progress.advance("model-00001-of-00002.safetensors", 50_000_000)
+    assert lines[0] == "downloading 4 files, 1.00 GB"
+    assert lines[1:] == [" 15%  150 MB, 25.0 MB/s, 34 s left, model-00001-of-00002.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +112,8 @@ def test_choice(stream: io.StringIO, quiet: bool, term: str, expected: str, monk
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", term)
     assert type(choose_progress(quiet=quiet)).__name__ == expected
+    download = "DownloadLog" if expected == "LogProgress" else expected
+    assert type(choose_download(quiet=quiet)).__name__ == download
 
 
 def test_terminal_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,10 +212,13 @@ def test_a_composite_without_architectures(tmp_path: Path) -> None:
         ("model/config.json", r"model/config.json is a file, not a checkpoint folder\n  give the folder"),
         ("empty", r"empty holds no config.json\n  give the folder of a transformers checkpoint"),
         ("pipeline", r"pipeline is a pipeline of several models\n  give one of its component folders"),
-        ("modle", r"modle: the config cannot be read: .*\n  did you mean `model`"),
-        ("some-org/some-model", r"some-org/some-model: the config cannot be read: .*\n  is it a folder that exists"),
-        ("x" * 5000, r"the config cannot be read"),
-        (":", r":: the config cannot be read"),
+        ("modle", r"modle is no folder here, and not in the Hub's cache.*\n  did you mean `model`"),
+        (
+            "some-org/some-model",
+            r"some-org/some-model is no folder here, .*HF_HUB_OFFLINE is set.*\n  unset HF_HUB_OFFLINE",
+        ),
+        ("x" * 5000, r"x is no folder here, and cannot be the id of a model on the Hub"),
+        (":", r": is no folder here, and cannot be the id of a model on the Hub"),
     ],
     ids=["typo", "missing", "parent", "file", "no-config", "pipeline", "bare-typo", "hub-offline", "long", "colon"],
 )

@@ -18,6 +18,7 @@ from rulequant.torch.checkpoint.container import ContainerName, choose_container
 from rulequant.torch.checkpoint.copies import check_copies
 from rulequant.torch.checkpoint.keys import map_keys
 from rulequant.torch.checkpoint.manifest import write_manifest
+from rulequant.torch.checkpoint.origin import Origin, origin_of
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.shards import ShardJob, ShardResult, plan_jobs, write_shard
@@ -86,7 +87,7 @@ def apply_to_folder(
     """
     folder = _folder(skeleton)
     check_output(output, folder)
-    config = source_config(folder)
+    config, origin = source_config(folder), _origin(skeleton)
     inventory = skeleton.inventory()
     plan = _plan(rules, inventory)
     kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
@@ -109,6 +110,7 @@ def apply_to_folder(
                 rules_sha256=plan.rules_sha256,
                 plan_sha256=plan.sha256,
                 versions=_versions(),
+                base_model=origin.to_dict() if origin else None,
             )
             stage.commit()
     return applied
@@ -142,7 +144,7 @@ def _folder(skeleton: Skeleton) -> Path:
     if skeleton.folder is None:
         raise ModelError(
             f"{skeleton.name} is not a checkpoint folder, and apply reads one",
-            remedy="download it first, or apply in memory: rulequant.torch.apply(model, rules)",
+            remedy="apply in memory: rulequant.torch.apply(model, rules)",
         )
     return skeleton.folder
 
@@ -203,7 +205,7 @@ def _write_records(
         write_rules(rules, folder)
     what = RULES_NAME if rules is not None else f"--plan {PLAN_NAME}"
     option = "" if container == "auto" else f" --container {container}"
-    model_class = type(skeleton.model)
+    model_class, origin = type(skeleton.model), _origin(skeleton)
     write_card(
         _folder(skeleton),
         folder,
@@ -211,9 +213,21 @@ def _write_records(
         container=applied.container,
         dtype=_dtype_name(skeleton),
         bytes_written=applied.bytes_written,
-        command=f"rulequant apply SOURCE {what} -o OUTPUT{option}",
+        command=f"rulequant apply {_source(origin)} {what} -o OUTPUT{option}",
+        origin=origin,
         model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
     )
+
+
+def _origin(skeleton: Skeleton) -> Origin | None:
+    """Where on the Hub the source comes from: as the user asked for it, or as its folder in the Hub's cache tells."""
+    hub = skeleton.hub
+    return Origin(hub.repo_id, hub.commit, hub.revision) if hub else origin_of(_folder(skeleton))
+
+
+def _source(origin: Origin | None) -> str:
+    """MODEL of the command that makes the output again."""
+    return f"{origin.repo_id} --revision {origin.commit}" if origin else "SOURCE"
 
 
 def _dtype_name(skeleton: Skeleton) -> str:

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from rulequant.plan import Plan
@@ -17,8 +16,9 @@ from rulequant.source import Document, parse
 from rulequant.sourcetext import SourceText
 from rulequant.splice import Change, span_of, spliced
 from rulequant.torch.checkpoint.files import printable, size_text
+from rulequant.torch.checkpoint.origin import Origin
 
-__all__ = ["CardFacts", "card_text", "hub_id"]
+__all__ = ["CardFacts", "card_text"]
 
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _ITEM = re.compile(r"[ \t]*-[ \t]+")
@@ -45,19 +45,10 @@ class CardFacts:
     """Of rulequant."""
     model_class: str | None = None
     """The class of transformers that loads it; None where the model brings its own code."""
-    base_model: str | None = None
-    """The Hub id of the source, where it is known."""
+    origin: Origin | None = None
+    """Where on the Hub the source comes from, where that is known."""
     files: Mapping[str, str] = field(default_factory=dict)
     """What the other files of rulequant are for, by name."""
-
-
-def hub_id(folder: Path) -> str | None:
-    """The Hub id of a checkpoint folder in the Hub's own cache, `models--ORG--NAME/snapshots/REVISION`; else None."""
-    parts = folder.absolute().parts
-    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
-        return None
-    organization, separator, name = parts[-3].removeprefix("models--").partition("--")
-    return f"{organization}/{name}" if separator else organization
 
 
 def card_text(facts: CardFacts, source: str | None, *, link: str | None = None) -> str:
@@ -105,8 +96,8 @@ def _keys(facts: CardFacts) -> dict[str, Any]:
         "library_name": "transformers",
         "tags": [*tags, *sorted(bits[each] for each in methods if each in bits)],
     }
-    if facts.base_model:
-        keys |= {"base_model": facts.base_model, "base_model_relation": "quantized"}
+    if facts.origin:
+        keys |= {"base_model": facts.origin.repo_id, "base_model_relation": "quantized"}
     return keys
 
 
@@ -158,12 +149,13 @@ def _used(plan: Plan) -> dict[str, Scheme]:
 
 def _own_part(facts: CardFacts) -> Iterator[str]:
     plan, summary = facts.plan, facts.plan.summary
-    name = facts.base_model or facts.source
+    name = facts.origin.repo_id if facts.origin else facts.source
     share = facts.bytes_written / summary["bytes_before"] if summary["bytes_before"] else 0.0
     yield f"# {_text(name)}, quantized\n"
     yield (
-        f"Made from {_code(name)} with rulequant {facts.version}: {summary['quantized']:,} of {summary['modules']:,} "
-        f"modules are quantized, {summary['coverage']:.1%} of the parameters.\n"
+        f"Made from {_code(name)}{_at(facts.origin)} with rulequant {facts.version}: "
+        f"{summary['quantized']:,} of {summary['modules']:,} modules are quantized, "
+        f"{summary['coverage']:.1%} of the parameters.\n"
     )
     yield "| | before | after |\n|---|---|---|"
     yield f"| tensors | {size_text(summary['bytes_before'])} | {size_text(facts.bytes_written)} ({share:.0%}) |"
@@ -176,6 +168,14 @@ def _own_part(facts: CardFacts) -> Iterator[str]:
     yield f"## Making it again\n\n```sh\n{facts.command}\n```\n"
     if facts.files:
         yield "\n".join(f"- {_code(name)}: {purpose}" for name, purpose in facts.files.items()) + "\n"
+
+
+def _at(origin: Origin | None) -> str:
+    """The commit, and the name that it went by."""
+    if origin is None:
+        return ""
+    called = f" ({_code(origin.revision)})" if origin.revision and origin.revision != origin.commit else ""
+    return f" at commit {_code(origin.commit)}{called}"
 
 
 def _bits(nbytes: int, plan: Plan) -> float:

@@ -38,6 +38,7 @@ _HASH_CHUNK = 1 << 20
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 # `snapshots/<revision>/file` may be a link into `blobs/` of the same repository folder.
 _HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
+_HUB_SHARED = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = "the file is damaged or comes from a source not to be trusted: get it again"
 
 
@@ -135,7 +136,7 @@ def damaged(where: str, problem: str) -> CheckpointError:
 def open_regular(path: Path, *, root: Path) -> int:
     """Open a regular file for reading whose real path is inside `root`, and return the descriptor.
 
-    The one link out of `root` that is followed is the Hub cache's own, from a snapshot into its `blobs`.
+    The links out of `root` that are followed are the Hub cache's own, from a snapshot into `blobs`.
 
     Raises:
         CheckpointError: the file is missing, unreadable, not a regular file, or outside of `root`.
@@ -201,7 +202,7 @@ def _kind(mode: int) -> str:
 
 def _real_path_inside(path: Path, root: Path) -> Path:
     real, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    if real.is_relative_to(real_root) or real.parent == _hub_blobs(real_root):
+    if real.is_relative_to(real_root) or _is_hub_blob(real, real_root):
         return real
     raise CheckpointError(
         f"{printable(path)}: leads out of the checkpoint's folder, to {printable(real)}",
@@ -209,8 +210,16 @@ def _real_path_inside(path: Path, root: Path) -> Path:
     )
 
 
-def _hub_blobs(real_root: Path) -> Path | None:
+def _is_hub_blob(real: Path, real_root: Path) -> bool:
+    """Whether a file is what a snapshot's links lead to: a blob of the same repository, or of the store that all share.
+
+    The store, `<cache>/blobs/<2 digits>/<hash>`, has what came over Xet once for all repositories.
+    """
     for parent in real_root.parents:
         if parent.name == _HUB_SNAPSHOTS:
-            return parent.parent / _HUB_BLOBS
-    return None
+            repository = parent.parent
+            shared = repository.parent / _HUB_BLOBS / real.name[:2]
+            return real.parent == repository / _HUB_BLOBS or (
+                real.parent == shared and _HUB_SHARED.fullmatch(real.name) is not None
+            )
+    return False

@@ -18,6 +18,7 @@ __all__ = [
     "Layout",
     "check_index",
     "find_layout",
+    "layout_of",
     "merge_headers",
     "natural_key",
     "parse_index",
@@ -61,7 +62,18 @@ def find_layout(folder: Path, read_index: Callable[[], bytes | bytearray]) -> La
     Raises:
         CheckpointError: no folder, no weights, pickles only, two checkpoints at once, or a bad index.
     """
-    names = _file_names(folder)
+    found = layout_of(_file_names(folder), folder, read_index)
+    missing = [shard for shard in found.shards if found.index and _is_missing(folder / shard)]
+    if missing:
+        raise CheckpointError(
+            f"{printable(folder / INDEX_NAME)}: names files that are missing: {_some(missing)}",
+            remedy=_DOWNLOAD_AGAIN,
+        )
+    return found
+
+
+def layout_of(names: Sequence[str], folder: Path, read_index: Callable[[], bytes | bytearray]) -> Layout:
+    """As `find_layout`, from the names of the files; whether all that the index names are there is not asked."""
     if INDEX_NAME not in names:
         return _single_layout(folder, names)
     index = parse_index(read_index(), folder / INDEX_NAME)
@@ -71,12 +83,6 @@ def find_layout(folder: Path, read_index: Callable[[], bytes | bytearray]) -> La
             f"{printable(folder)}: both {INDEX_NAME} and {SINGLE_NAME}, which it does not name: "
             "two checkpoints in one folder",
             remedy=_ONE_CHECKPOINT,
-        )
-    missing = [shard for shard in shards if _is_missing(folder / shard)]
-    if missing:
-        raise CheckpointError(
-            f"{printable(folder / INDEX_NAME)}: names files that are missing: {_some(missing)}",
-            remedy=_DOWNLOAD_AGAIN,
         )
     return Layout(shards, index)
 

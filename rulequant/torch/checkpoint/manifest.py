@@ -50,10 +50,12 @@ class Manifest:
     rules_sha256: str
     plan_sha256: str
     versions: Mapping[str, str]
+    base_model: Mapping[str, str] | None = None
+    """Repository and commit on the Hub that the source is, where that is known."""
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON-ready data, keys in the order of the file."""
-        return {
+        data: dict[str, Any] = {
             "format_version": _FORMAT_VERSION,
             "files": {name: asdict(self.files[name]) for name in sorted(self.files)},
             "source": {name: dict(self.source[name]) for name in sorted(self.source)},
@@ -61,6 +63,7 @@ class Manifest:
             "plan_sha256": self.plan_sha256,
             "versions": {name: self.versions[name] for name in sorted(self.versions)},
         }
+        return data | ({"base_model": dict(self.base_model)} if self.base_model else {})
 
     def to_bytes(self) -> bytes:
         """The text of the file: the data, and last the sha256 of their compact JSON form."""
@@ -78,6 +81,7 @@ def write_manifest(
     plan_sha256: str,
     versions: Mapping[str, str],
     known_sha256: Mapping[str, str] | None = None,
+    base_model: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Hash every file of a finished folder and write the manifest into it, last.
 
@@ -94,7 +98,8 @@ def write_manifest(
         if name.endswith(PART_SUFFIX):
             raise RuntimeError(f"{name} was not finished")
         files[name] = _record(folder, name, known.get(name))
-    manifest = Manifest(files, source, rules_sha256, plan_sha256, {"rulequant": _own_version(), **versions})
+    all_versions = {"rulequant": _own_version(), **versions}
+    manifest = Manifest(files, source, rules_sha256, plan_sha256, all_versions, base_model)
     write_file(folder / MANIFEST_NAME, manifest.to_bytes())
     return manifest
 
@@ -203,6 +208,7 @@ def _parse(text: bytes, where: str) -> Manifest:
             rules_sha256=str(raw["rules_sha256"]),
             plan_sha256=str(raw["plan_sha256"]),
             versions={str(name): str(each) for name, each in raw["versions"].items()},
+            base_model={str(key): str(each) for key, each in raw.get("base_model", {}).items()} or None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(where, f"not a manifest of rulequant: {printable(repr(error))}") from error

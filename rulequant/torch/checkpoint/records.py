@@ -14,9 +14,10 @@ import yaml
 from rulequant.plan import Plan
 from rulequant.ruleset import RuleSet
 from rulequant.scalars import resolve
-from rulequant.torch.checkpoint.card import CardFacts, card_text, hub_id
+from rulequant.torch.checkpoint.card import CardFacts, card_text
 from rulequant.torch.checkpoint.files import open_regular, read_exactly
 from rulequant.torch.checkpoint.manifest import MANIFEST_NAME
+from rulequant.torch.checkpoint.origin import Origin
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 
 __all__ = ["CARD_NAME", "PLAN_NAME", "RULES_NAME", "rules_yaml", "write_card", "write_plan", "write_rules"]
@@ -60,6 +61,7 @@ def write_card(
     bytes_written: int,
     command: str,
     model_class: str | None,
+    origin: Origin | None = None,
 ) -> None:
     """Write README.md over that of the source; one that is no text, or very long, stays a file of its own."""
     path = source / CARD_NAME
@@ -76,7 +78,7 @@ def write_card(
         command=command,
         version=metadata.version("rulequant"),
         model_class=model_class,
-        base_model=hub_id(source),
+        origin=origin,
         files={name: about for name, about in _ABOUT.items() if name == MANIFEST_NAME or (folder / name).exists()},
     )
     write_file(folder / CARD_NAME, card_text(facts, text, link=link).encode())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 
-__all__ = ["copy_side_files", "side_files", "source_config", "write_config"]
+__all__ = ["copy_side_files", "is_side_file", "module_folders", "side_files", "source_config", "write_config"]
 
 _WEIGHTS = frozenset({
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".tflite",
@@ -27,8 +27,18 @@ def side_files(folder: Path) -> list[Path]:
 
     Weights, hidden files and what is written anew (config.json, README.md) are left out.
     """
-    found = _walk(folder, depth=1, modules=_module_folders(folder))
-    return sorted(each.relative_to(folder) for each in found)
+    modules = _module_folders(folder)
+    return sorted(each for each in _walk(folder) if is_side_file(PurePosixPath(each.as_posix()), modules))
+
+
+def is_side_file(path: PurePosixPath, modules: frozenset[str]) -> bool:
+    """Whether a file, by its path in the checkpoint, is one; all are in the folders named by `modules`."""
+    folders = path.parts[:-1]
+    if len(path.parts) > _MAX_DEPTH or _is_own(path.parts[0]) or any(each.startswith(".") for each in path.parts):
+        return False
+    if any(PurePosixPath(each).suffix.lower() in _WEIGHTS for each in folders):
+        return False
+    return not modules.isdisjoint(folders) or not _is_weight(path.name)
 
 
 def copy_side_files(source: Path, destination: Path) -> list[Path]:
@@ -39,8 +49,8 @@ def copy_side_files(source: Path, destination: Path) -> list[Path]:
     return found
 
 
-def source_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a source checkpoint.
+def source_config(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """The config.json of a source checkpoint, which messages call by its name.
 
     Raises:
         CheckpointError: it cannot be read, or says that the checkpoint is already quantized.
@@ -55,7 +65,7 @@ def source_config(folder: Path) -> dict[str, Any]:
     for where, quantized in _quantizations(config):
         method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, dict) else quantized
         raise CheckpointError(
-            f"{folder} is already quantized ({printable(method)}, by `{where}` in config.json)",
+            f"{name or folder} is already quantized ({printable(method)}, by `{where}` in config.json)",
             remedy="give the checkpoint it was made from",
         )
     return dict(config)
@@ -80,16 +90,17 @@ def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: st
     write_file(destination / "config.json", (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _walk(folder: Path, *, depth: int, modules: frozenset[str] = frozenset(), whole: bool = False) -> Iterator[Path]:
-    """The files of a folder that are no weights; all of them where `whole`, and in the folders named by `modules`."""
-    for each in sorted(folder.iterdir()):
-        if each.name.startswith(".") or (depth == 1 and _is_own(each.name)):
+def _walk(folder: Path, above: Path = Path()) -> Iterator[Path]:
+    """The files of a folder, relative to it, no deeper than side files lie; links to folders are not followed."""
+    for each in sorted((folder / above).iterdir()):
+        path = above / each.name
+        if each.name.startswith("."):  # .git alone holds thousands
             continue
         if each.is_dir():
-            if depth < _MAX_DEPTH and not each.is_symlink() and each.suffix.lower() not in _WEIGHTS:
-                yield from _walk(each, depth=depth + 1, whole=whole or each.name in modules)
-        elif each.is_file() and (whole or not _is_weight(each.name)):
-            yield each
+            if len(path.parts) < _MAX_DEPTH and not each.is_symlink():
+                yield from _walk(folder, path)
+        elif each.is_file():
+            yield path
 
 
 def _is_weight(name: str) -> bool:
@@ -103,9 +114,18 @@ def _is_own(name: str) -> bool:
 
 
 def _module_folders(folder: Path) -> frozenset[str]:
-    """The folders of sentence-transformers' other modules, such as `2_Dense`, whose weights no one else holds."""
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        return frozenset(str(each["path"]) for each in modules if each["path"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return module_folders((folder / "modules.json").read_bytes())
+    except OSError:
+        return frozenset()
+
+
+def module_folders(text: bytes) -> frozenset[str]:
+    """The folders of sentence-transformers' other modules, such as `2_Dense`, whose weights no one else holds.
+
+    `text` is that of modules.json.
+    """
+    try:
+        return frozenset(str(each["path"]) for each in json.loads(text) if each["path"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return frozenset()

@@ -167,7 +167,7 @@ def test_apply_checkpoint(kind: str, original: Path, tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("./nowhere", r"nowhere: no such folder"),
-        ("someone/some-model", r"someone/some-model: the config cannot be read"),
+        ("someone/some-model", r"someone/some-model is no folder here, and not in the Hub's cache"),
         ("torch.nn:Identity", r"torch\.nn:Identity is not a checkpoint folder"),
     ],
     ids=["no folder", "Hub id", "callable"],

@@ -12,7 +12,8 @@ import yaml
 
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Bnb4bit, BnbInt8
-from rulequant.torch.checkpoint.card import CardFacts, card_text, hub_id
+from rulequant.torch.checkpoint.card import CardFacts, card_text
+from rulequant.torch.checkpoint.origin import Origin, origin_of
 from rulequant.torch.checkpoint.records import write_card
 
 PLAN = Plan(
@@ -159,10 +160,10 @@ def test_tags_are_added(tags: str, expected: str) -> None:
 )
 def test_base_model_is_the_source(before: str, expected: str) -> None:
     """Where the source's id is known the output descends from it, and no longer from the source's own base."""
-    facts = dataclasses.replace(FACTS, base_model="org/name")
+    facts = dataclasses.replace(FACTS, origin=Origin("org/name", "abc"))
     text = card_text(facts, f"---\nlibrary_name: x\ntags: y\n{before}---\n")
     assert raw_front(text) == f"library_name: x\ntags: y\n{expected}base_model_relation: quantized\n"
-    assert "Made from `org/name` with" in text
+    assert "Made from `org/name` at commit `abc` with" in text
 
 
 def test_unknown_base_model_is_left_alone() -> None:
@@ -205,26 +206,18 @@ def test_names_are_no_markup() -> None:
     assert "\x1b" not in text
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("hub/models--org--name/snapshots/abc", "org/name"),
-        ("hub/models--org--name--with--dashes/snapshots/abc", "org/name--with--dashes"),
-        ("hub/models--gpt2/snapshots/abc", "gpt2"),
-        ("hub/datasets--org--name/snapshots/abc", None),
-        ("models--org--name", None),
-        ("some/folder", None),
-    ],
-)
-def test_hub_id(path: str, expected: str | None) -> None:
-    """The Hub's cache tells the id; no other folder does."""
-    assert hub_id(Path("/x") / path) == expected
-
-
 def _write(source: Path, output: Path) -> str:
     output.mkdir()
     write_card(
-        source, output, PLAN, container="bitsandbytes", dtype="bfloat16", bytes_written=1, command="x", model_class=None
+        source,
+        output,
+        PLAN,
+        container="bitsandbytes",
+        dtype="bfloat16",
+        bytes_written=1,
+        command="x",
+        model_class=None,
+        origin=origin_of(source),
     )
     return (output / "README.md").read_text()
 

@@ -231,6 +231,28 @@ def test_the_links_of_the_hub_cache_are_followed(tmp_path: Path, where: str) -> 
     os.close(open_regular(snapshot / "x", root=snapshot))
 
 
+@pytest.mark.parametrize(
+    ("blob", "allowed"),
+    [("ab/" + "ab" * 32, True), ("ab/" + "cd" * 32, False), ("ab/short", False), ("ab" * 32, False)],
+    ids=["shared", "other shelf", "no hash", "no shelf"],
+)
+def test_the_blobs_that_repositories_share(tmp_path: Path, blob: str, allowed: bool) -> None:
+    """What comes over Xet is kept once for all: the repository's blob is a link into `<cache>/blobs/<2 digits>/`."""
+    shared = tmp_path / "blobs" / blob
+    shared.parent.mkdir(parents=True)
+    shared.write_bytes(b"data")
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    (tmp_path / "models--org--name" / "blobs" / "0123").symlink_to(shared)
+    (snapshot / "x").symlink_to("../../blobs/0123")
+    if allowed:
+        os.close(open_regular(snapshot / "x", root=snapshot))
+    else:
+        with pytest.raises(CheckpointError, match="leads out of the checkpoint's folder"):
+            open_regular(snapshot / "x", root=snapshot)
+
+
 def test_the_blobs_of_another_repository_are_out_of_bounds(tmp_path: Path) -> None:
     """The exception for the Hub cache covers one repository."""
     other = tmp_path / "models--other--name" / "blobs"
