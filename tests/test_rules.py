@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rulequant.bundled import bundled_names, bundled_path
@@ -20,56 +21,23 @@ from rulequant.selection import select
 from rulequant.torch.inspect import inspect_model
 
 MODELINE = "# yaml-language-server: $schema=../schemas/ruleset.v1.schema.json"
-BASES = ("causal_lm", "encoder")
 
-_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
-_DECODER = ("Model", "ForCausalLM", *_CLASSIFIERS)
-_DECODER_QA = (*_DECODER, "ForQuestionAnswering")
-_ENCODER = ("Model", "ForMaskedLM", "ForMultipleChoice", *_CLASSIFIERS, "ForQuestionAnswering")
-
-
-def _named(prefix: str, *suffixes: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}{suffix}" for suffix in suffixes)
-
-
-ARCHITECTURES = {
-    "llama": _named("Llama", *_DECODER_QA),
-    "mistral": _named("Mistral", *_DECODER_QA),
-    "qwen2": _named("Qwen2", *_DECODER_QA),
-    "qwen3": _named("Qwen3", *_DECODER_QA),
-    "gemma2": _named("Gemma2", *_DECODER),
-    "gemma3": _named(
-        "Gemma3",
-        *("Model", "ForConditionalGeneration", "ForSequenceClassification"),
-        *("TextModel", "ForCausalLM", "TextForSequenceClassification"),
-    ),
-    "phi3": _named("Phi3", *_DECODER),
-    "gpt2": _named("GPT2", "Model", "LMHeadModel", "DoubleHeadsModel", *_CLASSIFIERS, "ForQuestionAnswering"),
-    "opt": _named("OPT", "Model", "ForCausalLM", "ForSequenceClassification", "ForQuestionAnswering"),
-    "bloom": _named("Bloom", *_DECODER_QA),
-    "falcon": _named("Falcon", *_DECODER_QA),
-    "gpt_neox": _named("GPTNeoX", *_DECODER_QA),
-    "t5": _named("T5", "Model", "EncoderModel", "ForConditionalGeneration", *_CLASSIFIERS, "ForQuestionAnswering"),
-    "bert": _named("Bert", *_ENCODER, "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel"),
-    "roberta": _named("Roberta", *_ENCODER, "ForCausalLM"),
-    "vit": _named("ViT", "Model", "ForImageClassification", "ForMaskedImageModeling"),
-    "clip": _named(
-        "CLIP",
-        *("Model", "TextModel", "TextModelWithProjection"),
-        *("VisionModel", "VisionModelWithProjection", "ForImageClassification"),
-    ),
-    "whisper": _named("Whisper", "Model", "ForConditionalGeneration", "ForCausalLM", "ForAudioClassification"),
-    "mamba": _named("Mamba", "Model", "ForCausalLM"),
-    "mixtral": _named("Mixtral", *_DECODER_QA),
-    "qwen2_moe": _named("Qwen2Moe", *_DECODER_QA),
-    "qwen3_moe": _named("Qwen3Moe", *_DECODER_QA),
-    "qwen3_next": _named("Qwen3Next", *_DECODER_QA),
-    "deepseek_v2": _named("DeepseekV2", "Model", "ForCausalLM", "ForSequenceClassification"),
-    "deepseek_v3": _named("DeepseekV3", "Model", "ForCausalLM", *_CLASSIFIERS),
-    "gpt_oss": _named("GptOss", "Model", "ForCausalLM", *_CLASSIFIERS),
-    "llama4": _named("Llama4", "ForConditionalGeneration", "ForCausalLM", "TextModel"),
+CONFIGS: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 64},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "nemotron_h": {"moe_latent_size": 1024, "n_routed_experts": 64},
 }
-"""The architectures of each file; each is planned with the default values of its config."""
+"""What the default values of a config lack: without it the model class raises, or lacks what a skip is about."""
+
+BESIDE = {
+    "clip": ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
+    "gpt2": ("GPT2DoubleHeadsModel",),
+}
+"""Architectures that no auto class knows, by model type."""
 
 _SIGLIP_SO400M = {
     "hidden_size": 1152,
@@ -172,17 +140,35 @@ SIBLINGS = {
         {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
         quantized=12 * 6,
     ),
+    "nemotron-h-8b": Sibling(
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {"hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"},
+        quantized=24 * 2 + 24 * 2,
+    ),
+    "deepseek-v2-lite": Sibling(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "moe_intermediate_size": 1408,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+        },
+        quantized=27 * 3 + 3 + 26 * 4,
+    ),
     "mamba-2.8b": Sibling(
         "mamba", "MambaForCausalLM", {"hidden_size": 2560, "num_hidden_layers": 64}, quantized=64 * 2
     ),
 }
 
-FAMILIES = tuple(name for name in bundled_names() if name not in BASES)
-ROWS = [
-    pytest.param(rules, architecture, id=f"{rules}-{architecture}")
-    for rules, architectures in ARCHITECTURES.items()
-    for architecture in architectures
-]
+FAMILIES = tuple(name for name in bundled_names() if load_rules(name).models)
+BASES = tuple(name for name in bundled_names() if name not in FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -196,13 +182,32 @@ class Built:
     """The name of the base model inside; None where the model is its own."""
 
 
-@cache
-def _build(label: str) -> Built:
-    """A sibling, or an architecture by the defaults of its config, on meta."""
-    sibling = SIBLINGS.get(label)
-    model_class = getattr(transformers, sibling.architecture if sibling else label)
+@dataclass(frozen=True)
+class Family:
+    """A rule file, and each architecture and published size of its model types by the name it has here."""
+
+    name: str
+    built: dict[str, Built]
+    plans: dict[str, Plan]
+
+
+def _architectures(model_type: str) -> Iterator[str]:
+    """The model classes that transformers' auto classes give for a model type, each once."""
+    mappings = (vars(modeling_auto)[name] for name in sorted(vars(modeling_auto)) if name.endswith("_NAMES"))
+    known = (mapping[model_type] for mapping in mappings if model_type in mapping)
+    names = (name for each in known for name in ([each] if isinstance(each, str) else each))
+    for name in dict.fromkeys((*names, *BESIDE.get(model_type, ()))):
+        model_class = getattr(transformers, name, None)
+        # A type of several modalities is given the text model too, which has a config and a type of its own.
+        if getattr(model_class, "config_class", None) is CONFIG_MAPPING[model_type]:
+            yield name
+
+
+def _build(architecture: str, config: dict[str, Any]) -> Built:
+    """A model on meta, by the defaults of its config where nothing is said."""
+    model_class = getattr(transformers, architecture)
     with torch.device("meta"):
-        model = model_class(model_class.config_class(**(sibling.config if sibling else {})))
+        model = model_class(model_class.config_class(**config))
     output = model.get_output_embeddings()
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is output]
     return Built(
@@ -212,9 +217,19 @@ def _build(label: str) -> Built:
     )
 
 
-@cache
-def _plan(rules: str, label: str) -> Plan:
-    return make_plan(load_rules(rules), _build(label).inventory)
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Every architecture of a family's model types by its default config, and the published sizes, planned."""
+    rules = load_rules(request.param)
+    built = {
+        f"{model_type} {architecture}": _build(architecture, CONFIGS.get(model_type, {}))
+        for model_type in rules.models
+        for architecture in _architectures(model_type)
+    }
+    built |= {
+        label: _build(each.architecture, each.config) for label, each in SIBLINGS.items() if each.rules == request.param
+    }
+    return Family(request.param, built, {label: make_plan(rules, each.inventory) for label, each in built.items()})
 
 
 def _text(name: str) -> str:
@@ -275,45 +290,39 @@ def test_skips_have_reasons(name: str) -> None:
     assert [each.location for each in load_rules(name).skips if not each.selector.reason] == []
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_skips_select_something(name: str) -> None:
+def test_builds_all_models(family: Family) -> None:
+    """Each model type that a file is for is planned below in one architecture at least."""
+    assert {each.inventory.model_type for each in family.built.values()} == set(load_rules(family.name).models)
+
+
+def test_plans_without_findings(family: Family) -> None:
+    """A family's file plans each of its architectures and sizes without a finding, its floor included."""
+    findings = {
+        label: [each.concise() for each in plan.diagnostics if each.code != "RQ411"]  # odd sizes of default configs
+        for label, plan in family.plans.items()
+    }
+    assert {label: each for label, each in findings.items() if each} == {}
+    assert all(plan.summary["quantized"] for plan in family.plans.values())
+
+
+def test_skips_select_something(family: Family) -> None:
     """No bundled pattern is dead: in some architecture or size of the family it selects a module."""
-    rules = load_rules(name)
-    siblings = (label for label, each in SIBLINGS.items() if each.rules == name)
-    uses = [use for label in (*ARCHITECTURES[name], *siblings) for use in select(rules, _build(label).inventory).uses]
+    rules = load_rules(family.name)
+    uses = [use for each in family.built.values() for use in select(rules, each.inventory).uses]
     alive = {use.glob.text for use in uses if use.weighty}
     assert {use.glob.text for use in uses} <= alive
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_table_covers_models(name: str) -> None:
-    """Each model type that a file is for is planned below, and no other."""
-    planned = {_build(each).inventory.model_type for each in ARCHITECTURES[name]}
-    assert planned == set(load_rules(name).models)
-
-
-@pytest.mark.parametrize(("rules", "architecture"), ROWS)
-def test_plans_architecture(rules: str, architecture: str) -> None:
-    """A family's file plans each of its architectures without a finding, its floor included."""
-    plan = _plan(rules, architecture)
-    assert [each.concise() for each in plan.diagnostics if each.code != "RQ411"] == []  # odd sizes of default configs
-    assert plan.summary["quantized"] > 0
-
-
-@pytest.mark.parametrize(("rules", "architecture"), ROWS)
-def test_heads_stay(rules: str, architecture: str) -> None:
+def test_heads_stay(family: Family) -> None:
     """Output embeddings stay, and so does all else outside the base model."""
-    built = _build(architecture)
-    quantized = {each.name for each in _plan(rules, architecture).quantized}
-    assert quantized.isdisjoint(built.outputs)
-    if built.base:
-        assert {name for name in quantized if not name.startswith(f"{built.base}.")} == set()
+    for label, built in family.built.items():
+        quantized = {each.name for each in family.plans[label].quantized}
+        assert quantized.isdisjoint(built.outputs), label
+        if built.base:
+            assert {name for name in quantized if not name.startswith(f"{built.base}.")} == set(), label
 
 
-@pytest.mark.parametrize("label", SIBLINGS)
-def test_plans_published_sizes(label: str) -> None:
-    """The floors hold for the family's odd sizes too, and exactly the expected layers are quantized."""
-    sibling = SIBLINGS[label]
-    plan = _plan(sibling.rules, label)
-    assert [each.concise() for each in plan.diagnostics if each.code != "RQ411"] == []  # odd sizes of default configs
-    assert plan.summary["quantized"] == sibling.quantized
+def test_published_sizes(family: Family) -> None:
+    """Exactly the expected layers of the published sizes are quantized."""
+    expected = {label: each.quantized for label, each in SIBLINGS.items() if each.rules == family.name}
+    assert {label: family.plans[label].summary["quantized"] for label in expected} == expected
