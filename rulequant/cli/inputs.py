@@ -197,5 +197,5 @@ def _check_rules_name(rules: str) -> None:
     near = did_you_mean(rules, bundled_names())
     raise UsageError(
         f"`{rules}` is neither a rule file nor the name of a bundled one",
-        remedy=near or f"bundled: {', '.join(bundled_names())}",
+        remedy=near or f"`rulequant rules` lists the {len(bundled_names())} bundled ones",
     )

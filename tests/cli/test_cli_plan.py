@@ -128,7 +128,7 @@ def test_plan_is_not_written_over_something_else(capsys: Capture) -> None:
         pytest.param(["model.json", "rule.yaml"], "did you mean `rules.yaml`?", id="misspelt rules"),
         pytest.param(["model.json", "empty"], "cannot read `empty`: it is a directory", id="a folder for the rules"),
         pytest.param(["model.json", "lama"], "did you mean `llama`?", id="misspelt bundled name"),
-        pytest.param(["model.json", "zzz"], "bundled: bert, ", id="neither"),
+        pytest.param(["model.json", "zzz"], "`rulequant rules` lists the ", id="neither"),
         pytest.param(["other.json"], "is not an inventory file", id="other JSON"),
         pytest.param(["config.json"], "a file, not a checkpoint folder", id="the config itself"),
         pytest.param(["./" + "x" * 5000], "no such file or folder", id="long name"),
