@@ -59,7 +59,10 @@ def command(
     trust_remote_code: bool,
     revision: str | None,
 ) -> None:
-    """Quantize the checkpoint MODEL, a folder or a Hub id, into the new folder OUT, which transformers loads.
+    """Quantize MODEL, a checkpoint folder or a Hub id, into the new folder OUT, which transformers loads.
+
+    MODEL may also be `package.module:callable`, for a function that returns an nn.Module with its weights; then
+    `rulequant.torch.load_quantized` loads OUT.
 
     MODEL is only read. A Hub id is downloaded into the Hub's cache first; interrupted and run again, the download goes
     on where it stopped. HF_TOKEN or `hf auth login` let it read what is private or gated.
@@ -122,7 +125,7 @@ def _apply(
     from rulequant.cli.progress import choose_download, choose_progress
 
     saved = _saved_plan(plan_file) if plan_file else None  # before torch: it may be no plan
-    skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
+    skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision, real=True)
     ruleset, plan = (None, saved) if saved else _planned(rules, skeleton)
     with torch_extra("apply"):
         from rulequant.torch.checkpoint.apply import apply_to_folder
@@ -201,7 +204,7 @@ def _summarize(applied: Applied, seconds: float) -> None:
         ("size", f"{size(before)} -> {size(applied.bytes_written)} ({percent(applied.bytes_written / before)} of it)"),
         ("bits per weight", f"{facts['bits_per_weight']:.2f}"),
         ("quantized", f"{count(facts['quantized'], 'module')}, {percent(facts['coverage'])} of the parameters"),
-        ("container", f"{applied.container}, which transformers loads {_loads(applied.container)}"),
+        ("container", f"{applied.container}, which {_loads(applied)}"),
         ("time", f"{seconds:.1f} s"),
     ]
     rows += [("peak memory", size(peak))] if peak else []
@@ -210,8 +213,11 @@ def _summarize(applied: Applied, seconds: float) -> None:
         terminal.message(style.bold(line[: len(label)]) + line[len(label) :])
 
 
-def _loads(container: str) -> str:
-    return "as it is" if container == "bitsandbytes" else "after `import rulequant.torch.transformers`"
+def _loads(applied: Applied) -> str:
+    if not (applied.output / "config.json").exists():
+        return "`rulequant.torch.load_quantized` loads"
+    by_itself = applied.container == "bitsandbytes"
+    return f"transformers loads {'as it is' if by_itself else 'after `import rulequant.torch.transformers`'}"
 
 
 def _peak_memory() -> int | None:

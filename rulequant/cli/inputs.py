@@ -46,8 +46,10 @@ def read_inventory(model: str, *, trust_remote_code: bool = False, revision: str
     return read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision).inventory()
 
 
-def read_skeleton(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Skeleton:
-    """MODEL on meta.
+def read_skeleton(
+    model: str, *, trust_remote_code: bool = False, revision: str | None = None, real: bool = False
+) -> Skeleton:
+    """MODEL on meta; what a callable returns with its weights, if `real`.
 
     Raises:
         ModelError: there is no such model, or it cannot be built.
@@ -59,7 +61,7 @@ def read_skeleton(model: str, *, trust_remote_code: bool = False, revision: str 
 
         if not os.path.exists(model) and ":" not in model:  # noqa: PTH110
             terminal.note(f"{printable(model)} is no folder here: asking the Hub")
-        return build_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
+        return build_skeleton(model, trust_remote_code=trust_remote_code, revision=revision, real=real)
 
 
 def _no_inventory(path: Path) -> ModelError:

@@ -1,4 +1,4 @@
-"""RQ501 to RQ505: what no checkpoint can express, or not the one that was asked for."""
+"""RQ501 to RQ541: what no checkpoint can express, or not the one that was asked for."""
 
 from __future__ import annotations
 
@@ -40,5 +40,12 @@ CODES: tuple[Code, ...] = (
         what="A `bitsandbytes` checkpoint was asked for, and no skip list makes transformers' own matcher decide as "
         "the plan does. The message names the module in dispute.",
         why="The model would load with a module quantized that was written plain, or the reverse.",
+    ),
+    error(
+        "RQ541",
+        "bitsandbytes holds no model without a config.json",
+        what="A `bitsandbytes` checkpoint was asked for, of a model that `package.module:callable` returned.",
+        why="transformers builds a model by its config.json, which such a model does not have. Leave `--container` at "
+        "`auto`; `rulequant.torch.load_quantized` loads the output.",
     ),
 )

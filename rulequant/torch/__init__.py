@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from rulequant.ruleset import RuleSet
 from rulequant.torch.inspect import inspect_model
 from rulequant.torch.swap import swap_layers
 
-__all__ = ["apply", "apply_checkpoint", "plan"]
+__all__ = ["apply", "apply_checkpoint", "load_quantized", "plan"]
 
 Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -75,7 +75,10 @@ def apply_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Plan:
-    """Quantize a checkpoint folder, or a model on the Hub, into a new folder, and return the plan that was carried out.
+    """Quantize a checkpoint into a new folder, and return the plan that was carried out.
+
+    `source` is a folder, the id of a model on the Hub, or `package.module:callable`, whose model is quantized from
+    memory and loaded again by `load_quantized`.
 
     A Hub id is downloaded into the Hub's cache first, `revision` of it, with `token` where it is given and else with
     HF_TOKEN or what `hf auth login` stored; interrupted, the download goes on where it stopped when it is run again.
@@ -94,6 +97,25 @@ def apply_checkpoint(
     from rulequant.torch.skeleton import build_skeleton
 
     ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
-    skeleton = build_skeleton(os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token)
+    skeleton = build_skeleton(
+        os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token, real=True
+    )
     skeleton = with_weights(skeleton, ready, Path(output), container=container)
     return apply_to_folder(skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes).plan
+
+
+def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:
+    """Load what `apply_checkpoint`, or `rulequant apply`, wrote for `package.module:callable`.
+
+    `model` is a model of the same class, a callable that returns one, or `package.module:callable`. Its weights are
+    overwritten, so they may be random, or on meta; its layers are replaced by the saved plan. It is returned in eval
+    mode.
+
+    Raises:
+        ModelError: the callable fails, or leaves something on meta that no checkpoint holds.
+        UsageError: the folder is a checkpoint of transformers, or of another model.
+        CheckpointError: the folder cannot be trusted, or its tensors are not those of the plan.
+    """
+    from rulequant.torch import loading
+
+    return loading.load_quantized(model, folder)

@@ -6,7 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,7 @@ class Skeleton:
 
     name: str
     model: nn.Module
-    """On meta, in eval mode, in the dtype that transformers would load it in."""
+    """In eval mode, and on meta unless its weights were asked for; in the dtype that transformers would load it in."""
     dtype: torch.dtype
     folder: Path | None = None
     """The checkpoint folder; None for a callable, and for a Hub id until its weights are downloaded."""
@@ -59,6 +59,15 @@ class Skeleton:
     def _inventory(self) -> Inventory:
         return with_dtypes(inspect_model(self.model, name=self.name), self._fp32_names())
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the model is one that a callable returned: its tensors have their dtypes, whatever config says."""
+        return self.folder is None and self.hub is None
+
+    def encoded_dtype(self, name: str) -> torch.dtype:
+        """The dtype that a weight is cast to before it is encoded."""
+        return self.tensors[name].dtype if self.in_memory else self.dtype
+
     def stored_dtype(self, name: str) -> torch.dtype:
         """The dtype in which a checkpoint stores a tensor of the model.
 
@@ -69,8 +78,9 @@ class Skeleton:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The model's state dict, on meta."""
-        return cast(dict[str, torch.Tensor], self.model.state_dict(keep_vars=True))
+        """The tensors of the model's state dict; what else a module may put there is no weight."""
+        state = self.model.state_dict(keep_vars=True)
+        return {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
 
     def _fp32_names(self) -> dict[str, str]:
         return {
@@ -83,7 +93,7 @@ class Skeleton:
 
     @cached_property
     def _kept_pattern(self) -> re.Pattern[str] | None:
-        get_plan = getattr(self.model, "_get_dtype_plan", None)
+        get_plan = None if self.in_memory else getattr(self.model, "_get_dtype_plan", None)
         patterns = list(get_plan(self.dtype)) if get_plan else []
         if not patterns:
             return None
@@ -93,11 +103,17 @@ class Skeleton:
 
 
 def build_skeleton(
-    model: str, *, trust_remote_code: bool = False, revision: str | None = None, token: str | bool | None = None
+    model: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    real: bool = False,
 ) -> Skeleton:
     """Build a model on meta; no weight is read, and for a folder its config.json alone suffices.
 
-    `revision` and `token` are for a Hub id; without a token, HF_TOKEN or what `hf auth login` stored is used.
+    `real` is for a callable, whose weights are nowhere but in memory: it is called as it is, not on meta. `revision`
+    and `token` are for a Hub id; without a token, HF_TOKEN or what `hf auth login` stored is used.
 
     Raises:
         ModelError: there is no such model, its config cannot be read, or its class cannot be built.
@@ -106,7 +122,7 @@ def build_skeleton(
     path = Path(model)
     exists = _exists(path)
     if not exists and is_callable_name(model):
-        return _from_callable(model)
+        return _from_callable(model, real=real)
     folder = path if exists and path.is_dir() else None
     if folder is None and (exists or _looks_like_path(model)):
         raise _no_such_folder(model)
@@ -158,9 +174,9 @@ def _near(path: Path) -> str | None:
         return None
 
 
-def _from_callable(model: str) -> Skeleton:
-    """Call `package.module:callable` for a model; on meta, unless it puts its tensors elsewhere itself."""
-    with torch.device("meta"):
+def _from_callable(model: str, *, real: bool) -> Skeleton:
+    """Call `package.module:callable` for a model; on meta unless `real`, or unless it puts its tensors elsewhere."""
+    with nullcontext() if real else torch.device("meta"):
         built = call_for_model(model)
     first = next((each for each in built.parameters() if each.is_floating_point()), None)
     return Skeleton(model, built.eval(), first.dtype if first is not None else torch.float32)

@@ -18,7 +18,7 @@ from rulequant.torch.experts import expert_parameters
 from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import kind_of
 
-__all__ = ["build_layers", "replace_module", "swap_layers"]
+__all__ = ["build_layers", "encoded_names", "replace_module", "swap_layers"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -79,7 +79,7 @@ class _Swap:
 
     def parts(self) -> Iterator[_Part]:
         """What is encoded: the weight of a layer, or each fused parameter of experts."""
-        for name in _encoded_names(self.module):
+        for name in encoded_names(self.module):
             target = self.layer if name == "weight" else self.layer.get_submodule(name)
             yield _Part(f"{self.name}.{name}", cast(torch.Tensor, getattr(self.module, name)).detach(), target)
 
@@ -129,7 +129,7 @@ def _check_is_planned(module: nn.Module | None, decision: Decision) -> None:
 
 
 def _check_replaceable(module: nn.Module, name: str, *, offloads: bool) -> None:
-    kind, weight = type(module).__name__, cast(torch.Tensor, getattr(module, _encoded_names(module)[0]))
+    kind, weight = type(module).__name__, cast(torch.Tensor, getattr(module, encoded_names(module)[0]))
     if not name:
         raise ModelError(
             f"the model itself is a {kind}, which has no parent to be replaced in",
@@ -173,7 +173,8 @@ def _fill(swap: _Swap) -> None:
         swap.factory.attach(part.target, encoded)
 
 
-def _encoded_names(module: nn.Module) -> tuple[str, ...]:
+def encoded_names(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of a module that are encoded: the weight of a layer, or all fused parameters of experts."""
     return expert_parameters(module) or ("weight",)
 
 

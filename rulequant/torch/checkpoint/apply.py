@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Protocol
 
 from rulequant.diagnostics import DiagnosticsError, Severity
-from rulequant.errors import ModelError, UsageError
+from rulequant.errors import UsageError
 from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.container import ContainerName, choose_container
-from rulequant.torch.checkpoint.copies import check_copies
-from rulequant.torch.checkpoint.keys import map_keys
+from rulequant.torch.checkpoint.container import ContainerName
 from rulequant.torch.checkpoint.manifest import write_manifest
 from rulequant.torch.checkpoint.origin import Origin, origin_of
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.shards import ShardJob, ShardResult, plan_jobs, write_shard
-from rulequant.torch.checkpoint.sidefiles import copy_side_files, source_config, write_config
+from rulequant.torch.checkpoint.sources import Source, source_of
 from rulequant.torch.checkpoint.staging import Staging, check_output
 from rulequant.torch.checkpoint.stream import Step, plan_steps
 from rulequant.torch.checkpoint.writer import write_index
@@ -73,7 +71,9 @@ def apply_to_folder(
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Applied:
-    """Quantize the skeleton's checkpoint folder into `output`, which must not exist; the source is only read.
+    """Quantize the skeleton's checkpoint folder, or its weights in memory, into `output`, which must not exist.
+
+    The source is only read.
 
     Nothing appears under `output` before all of it is complete and on the disk. Beside the checkpoint it gets the plan,
     the rules and a README.md; where a plan is given, `made_with` are its rules, if they are to be kept too.
@@ -82,27 +82,25 @@ def apply_to_folder(
         DiagnosticsError: the rules do not fit the model, or no checkpoint can express the plan.
         CheckpointError: the source cannot be trusted, or the output cannot be written.
         NotFiniteError: a weight holds a value that cannot be encoded.
-        ModelError: the model is not a checkpoint folder.
+        ModelError: the model has no weights.
         UsageError: the plan is for another model, or was not made with those rules.
     """
-    folder = _folder(skeleton)
-    check_output(output, folder)
-    config, origin = source_config(folder), _origin(skeleton)
+    source, origin = source_of(skeleton), _origin(skeleton)
+    check_output(output, source.folder)
+    source.config()  # which may say that the model is already quantized
     inventory = skeleton.inventory()
     plan = _plan(rules, inventory)
     kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
-    chosen = choose_container(skeleton, plan, container)
-    with CheckpointReader.open(folder) as reader:
-        keys = map_keys(skeleton, reader.tensors)
+    chosen = source.container(plan, container)
+    with source.open() as reader:
+        keys = source.keys(reader)
         steps = plan_steps(reader, keys, plan, inventory, skeleton)
-        check_copies(reader, keys.copies)
         needed = sum(step.nbytes for step in steps) + _SPARE_BYTES
-        with Staging(output, folder, needed, notice=notice) as stage:
+        with Staging(output, source.folder, needed, notice=notice) as stage:
             shards = _write_shards(reader, plan_jobs(steps, max_shard_bytes), stage.path, progress)
             applied = _applied(plan, output, chosen.quant_method, keys.dropped, shards)
-            copy_side_files(folder, stage.path)
-            write_config(config, chosen.config, _dtype_name(skeleton), stage.path)
-            _write_records(applied, kept_rules, skeleton, container, stage.path)
+            source.write_beside(chosen, stage.path)
+            _write_records(applied, kept_rules, skeleton, source, container, stage.path)
             reader.check_unchanged()
             write_manifest(
                 stage.path,
@@ -138,15 +136,6 @@ def check_same_model(plan: Plan, inventory: Inventory) -> None:
             )
     if owners:
         raise UsageError(f"the plan is for another model: it does not know `{next(iter(owners))}`", remedy=remedy)
-
-
-def _folder(skeleton: Skeleton) -> Path:
-    if skeleton.folder is None:
-        raise ModelError(
-            f"{skeleton.name} is not a checkpoint folder, and apply reads one",
-            remedy="apply in memory: rulequant.torch.apply(model, rules)",
-        )
-    return skeleton.folder
 
 
 def _plan(rules: RuleSet | Plan, inventory: Inventory) -> Plan:
@@ -197,7 +186,12 @@ def _applied(
 
 
 def _write_records(
-    applied: Applied, rules: RuleSet | None, skeleton: Skeleton, container: ContainerName, folder: Path
+    applied: Applied,
+    rules: RuleSet | None,
+    skeleton: Skeleton,
+    source: Source,
+    container: ContainerName,
+    folder: Path,
 ) -> None:
     """The plan, the rules and the card: what the output is made of, and how to make it again."""
     write_plan(applied.plan, folder)
@@ -207,26 +201,31 @@ def _write_records(
     option = "" if container == "auto" else f" --container {container}"
     model_class, origin = type(skeleton.model), _origin(skeleton)
     write_card(
-        _folder(skeleton),
+        source.folder,
         folder,
         applied.plan,
         container=applied.container,
         dtype=_dtype_name(skeleton),
         bytes_written=applied.bytes_written,
-        command=f"rulequant apply {_source(origin)} {what} -o OUTPUT{option}",
+        command=f"rulequant apply {_argument(skeleton, origin)} {what} -o OUTPUT{option}",
         origin=origin,
+        loading=source.loading(applied.container),
         model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
     )
 
 
 def _origin(skeleton: Skeleton) -> Origin | None:
     """Where on the Hub the source comes from: as the user asked for it, or as its folder in the Hub's cache tells."""
-    hub = skeleton.hub
-    return Origin(hub.repo_id, hub.commit, hub.revision) if hub else origin_of(_folder(skeleton))
+    hub, folder = skeleton.hub, skeleton.folder
+    if hub:
+        return Origin(hub.repo_id, hub.commit, hub.revision)
+    return origin_of(folder) if folder else None
 
 
-def _source(origin: Origin | None) -> str:
+def _argument(skeleton: Skeleton, origin: Origin | None) -> str:
     """MODEL of the command that makes the output again."""
+    if skeleton.folder is None:
+        return skeleton.name
     return f"{origin.repo_id} --revision {origin.commit}" if origin else "SOURCE"
 
 

@@ -45,6 +45,8 @@ class CardFacts:
     """Of rulequant."""
     model_class: str | None = None
     """The class of transformers that loads it; None where the model brings its own code."""
+    loading: str | None = None
+    """Python that loads it, where it is not transformers that does."""
     origin: Origin | None = None
     """Where on the Hub the source comes from, where that is known."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +95,7 @@ def _keys(facts: CardFacts) -> dict[str, Any]:
     bits = {"bnb_4bit": "4-bit", "bnb_int8": "8-bit"}
     tags = ["rulequant", *(["bitsandbytes"] if facts.container == "bitsandbytes" else [])]
     keys: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "rulequant" if facts.loading else "transformers",
         "tags": [*tags, *sorted(bits[each] for each in methods if each in bits)],
     }
     if facts.origin:
@@ -196,6 +198,8 @@ def _methods(plan: Plan, dtype: str) -> Iterator[str]:
 
 
 def _loading(facts: CardFacts) -> str:
+    if facts.loading:
+        return facts.loading
     name, trust = (facts.model_class, "") if facts.model_class else ("AutoModel", ", trust_remote_code=True")
     lines = [f"from transformers import {name}", "", f'model = {name}.from_pretrained("path/to/this/folder"{trust})']
     if facts.container == "rulequant":

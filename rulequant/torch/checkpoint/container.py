@@ -12,7 +12,7 @@ from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.checkpoint.skiplist import stock_skip_list
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["Container", "ContainerName", "choose_container"]
+__all__ = ["Container", "ContainerName", "choose_container", "own_container"]
 
 
 ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
@@ -33,12 +33,9 @@ def choose_container(skeleton: Skeleton, plan: Plan, wanted: ContainerName = "au
         DiagnosticsError: the plan quantizes nothing, or `bitsandbytes` is wanted and cannot express it; the modules
             that stand in the way are named.
     """
-    used = _used_schemes(plan)
-    if not used:
-        message = "the plan quantizes no module, so there is nothing to apply"
-        raise DiagnosticsError([Diagnostic("RQ501", message, remedy="see `rulequant plan`")])
+    own, used = own_container(plan), _used_schemes(plan)
     if wanted == "rulequant":
-        return _own(plan)
+        return own
     skip, problem = [], _obstacle(plan, used, skeleton)
     if problem is None:
         try:
@@ -49,16 +46,24 @@ def choose_container(skeleton: Skeleton, plan: Plan, wanted: ContainerName = "au
         return Container("bitsandbytes", _stock(used, skip, skeleton))
     if wanted == "bitsandbytes":
         raise DiagnosticsError([problem])
-    return _own(plan)
+    return own
+
+
+def own_container(plan: Plan) -> Container:
+    """The container `rulequant`, which holds whatever a plan says.
+
+    Raises:
+        DiagnosticsError: the plan quantizes nothing.
+    """
+    from rulequant.torch.quantconfig import config_of_plan
+
+    if not _used_schemes(plan):
+        message = "the plan quantizes no module, so there is nothing to apply"
+        raise DiagnosticsError([Diagnostic("RQ501", message, remedy="see `rulequant plan`")])
+    return Container("rulequant", config_of_plan(plan))
 
 
 _REMEDY = "let the container be `rulequant`, or change the rules"
-
-
-def _own(plan: Plan) -> Container:
-    from rulequant.torch.quantconfig import config_of_plan
-
-    return Container("rulequant", config_of_plan(plan))
 
 
 def _used_schemes(plan: Plan) -> dict[str, Scheme]:

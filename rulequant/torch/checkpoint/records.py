@@ -52,7 +52,7 @@ def rules_yaml(rules: RuleSet) -> str:
 
 
 def write_card(
-    source: Path,
+    source: Path | None,
     folder: Path,
     plan: Plan,
     *,
@@ -62,16 +62,13 @@ def write_card(
     command: str,
     model_class: str | None,
     origin: Origin | None = None,
+    loading: str | None = None,
 ) -> None:
     """Write README.md over that of the source; one that is no text, or very long, stays a file of its own."""
-    path = source / CARD_NAME
-    text = _card_of(path) if os.path.lexists(path) else None
-    link = _SOURCE_CARD_NAME if text is None and os.path.lexists(path) else None
-    if link:
-        copy_file(path, folder / link, root=source)
+    text, link = _source_card(source, folder) if source else (None, None)
     facts = CardFacts(
         plan=plan,
-        source=source.resolve().name,
+        source=source.resolve().name if source else plan.model,
         container=container,
         dtype=dtype,
         bytes_written=bytes_written,
@@ -79,9 +76,21 @@ def write_card(
         version=metadata.version("rulequant"),
         model_class=model_class,
         origin=origin,
+        loading=loading,
         files={name: about for name, about in _ABOUT.items() if name == MANIFEST_NAME or (folder / name).exists()},
     )
     write_file(folder / CARD_NAME, card_text(facts, text, link=link).encode())
+
+
+def _source_card(source: Path, folder: Path) -> tuple[str | None, str | None]:
+    """The text of the source's card, or else the name of the file that it was copied to."""
+    path = source / CARD_NAME
+    if not os.path.lexists(path):
+        return None, None
+    text = _card_of(path)
+    if text is None:
+        copy_file(path, folder / _SOURCE_CARD_NAME, root=source)
+    return text, None if text is not None else _SOURCE_CARD_NAME
 
 
 def _card_of(path: Path) -> str | None:

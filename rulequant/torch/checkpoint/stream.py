@@ -20,7 +20,7 @@ from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["OutputTensor", "Step", "encode_step", "plan_steps"]
+__all__ = ["OutputTensor", "Step", "encode_step", "plan_steps", "read_tensor"]
 
 _TO_TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -138,7 +138,7 @@ def _step(entries: tuple[TensorEntry, ...], keys: KeyMap, plan: Plan, inventory:
             remedy="the weights are of another model than config.json",
         )
     tensor = info.tensor(target.rpartition(".")[2])
-    dtype = skeleton.dtype if scheme else _stored(first, target, skeleton)
+    dtype = skeleton.encoded_dtype(target) if scheme else _stored(first, target, skeleton)
     nbytes = sum(entry.numel for entry in entries) * dtype.itemsize
     if scheme and tensor:
         nbytes = scheme.encoded_bytes(info, tensor) + _STATE_RECORD_BYTES
@@ -231,6 +231,12 @@ def _sliced_experts(reader: CheckpointReader, step: Step) -> Iterator[torch.Tens
 
 def _read(reader: CheckpointReader, entry: TensorEntry, dtype: torch.dtype) -> torch.Tensor:
     return _as_tensor(reader.read(entry.name), _TO_TORCH[entry.dtype], entry.shape).to(dtype)
+
+
+def read_tensor(reader: CheckpointReader, name: str) -> torch.Tensor:
+    """A tensor as it is stored."""
+    entry = reader.entry(name)
+    return _read(reader, entry, _TO_TORCH[entry.dtype])
 
 
 def _as_tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

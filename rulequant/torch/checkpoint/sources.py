@@ -1,0 +1,141 @@
+"""What apply reads, by kind: a checkpoint folder of transformers, or a model that a callable returned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rulequant.diagnostics import Diagnostic, DiagnosticsError
+from rulequant.errors import ModelError
+from rulequant.plan import Plan
+from rulequant.torch.checkpoint.container import Container, ContainerName, choose_container, own_container
+from rulequant.torch.checkpoint.copies import check_copies
+from rulequant.torch.checkpoint.keys import KeyMap, map_keys
+from rulequant.torch.checkpoint.memory import MemoryReader
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.sidefiles import copy_side_files, source_config, write_config
+from rulequant.torch.skeleton import Skeleton
+
+__all__ = ["Source", "source_of"]
+
+
+class Source(Protocol):
+    """A model with its weights, and what of it belongs beside them."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is on the disk, if it is."""
+
+    def config(self) -> dict[str, Any] | None:
+        """Its config.json, if it has one.
+
+        Raises:
+            CheckpointError: it cannot be read, or the model is already quantized.
+        """
+
+    def container(self, plan: Plan, wanted: ContainerName) -> Container:
+        """Who loads the output.
+
+        Raises:
+            DiagnosticsError: the plan quantizes nothing, or the wanted one cannot express it.
+        """
+
+    def open(self) -> CheckpointReader:
+        """Its weights."""
+
+    def keys(self, reader: CheckpointReader) -> KeyMap:
+        """Which tensor of the weights is which of the model.
+
+        Raises:
+            CheckpointError: they do not fit together.
+        """
+
+    def write_beside(self, chosen: Container, folder: Path) -> None:
+        """Write what belongs beside the weights."""
+
+    def loading(self, container: str) -> str | None:
+        """Python that loads the output, for its card; None where the class of transformers says it."""
+
+
+def source_of(skeleton: Skeleton) -> Source:
+    """The source of a skeleton.
+
+    Raises:
+        ModelError: it has no weights: it is a model on the Hub that was not downloaded.
+    """
+    if skeleton.folder is not None:
+        return _Folder(skeleton, skeleton.folder)
+    if skeleton.hub is not None:
+        raise ModelError(f"{skeleton.name} is not downloaded")
+    return _Called(skeleton)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A checkpoint folder of transformers."""
+
+    skeleton: Skeleton
+    folder: Path
+
+    def config(self) -> dict[str, Any]:
+        return source_config(self.folder)
+
+    def container(self, plan: Plan, wanted: ContainerName) -> Container:
+        return choose_container(self.skeleton, plan, wanted)
+
+    def open(self) -> CheckpointReader:
+        return CheckpointReader.open(self.folder)
+
+    def keys(self, reader: CheckpointReader) -> KeyMap:
+        keys = map_keys(self.skeleton, reader.tensors)
+        check_copies(reader, keys.copies)
+        return keys
+
+    def write_beside(self, chosen: Container, folder: Path) -> None:
+        copy_side_files(self.folder, folder)
+        write_config(self.config(), chosen.config, str(self.skeleton.dtype).removeprefix("torch."), folder)
+
+    def loading(self, container: str) -> None:
+        del container
+
+
+@dataclass(frozen=True)
+class _Called:
+    """A model that a callable returned, with its weights in memory."""
+
+    skeleton: Skeleton
+    folder: Path | None = None
+
+    def config(self) -> None:
+        return None
+
+    def container(self, plan: Plan, wanted: ContainerName) -> Container:
+        """Its own: there is no config.json by which transformers could load it."""
+        own = own_container(plan)
+        if wanted == "bitsandbytes":
+            message = f"{self.skeleton.name} is no checkpoint folder, and transformers loads no other"
+            raise DiagnosticsError([Diagnostic("RQ541", message, remedy="let the container be `auto`")])
+        whole = next((each for each in plan.quantized if not each.name), None)
+        if whole:
+            raise ModelError(
+                f"the model itself is a {whole.type}, which has no parent to be replaced in",
+                remedy="wrap it: nn.Sequential(model)",
+            )
+        return own
+
+    def open(self) -> CheckpointReader:
+        return MemoryReader(self.skeleton.name, self.skeleton.model)
+
+    def keys(self, reader: CheckpointReader) -> KeyMap:
+        return KeyMap({name: name for name in reader.tensors})
+
+    def write_beside(self, chosen: Container, folder: Path) -> None:
+        """Nothing: the plan says what is quantized."""
+
+    def loading(self, container: str) -> str:
+        del container
+        return (
+            "import rulequant.torch  # pip install 'rulequant[torch]'\n\n"
+            f'model = rulequant.torch.load_quantized("{self.skeleton.name}", "path/to/this/folder")'
+        )
