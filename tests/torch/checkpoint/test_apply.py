@@ -168,12 +168,12 @@ def test_apply_checkpoint(kind: str, original: Path, tmp_path: Path) -> None:
     [
         ("./nowhere", r"nowhere: no such folder"),
         ("someone/some-model", r"someone/some-model is no folder here, and not in the Hub's cache"),
-        ("torch.nn:Identity", r"torch\.nn:Identity is not a checkpoint folder"),
+        ("torch.nn:Identity", r"the plan quantizes no module"),
     ],
     ids=["no folder", "Hub id", "callable"],
 )
 def test_source_that_is_no_folder(source: str, message: str, tmp_path: Path) -> None:
-    """apply reads a folder; what else a model may be called is answered in words."""
+    """What cannot be applied is answered in words, whatever form the model has."""
     with pytest.raises(RulequantError, match=message):
         apply_checkpoint(source, RULES, tmp_path / "out")
 
