@@ -7,9 +7,11 @@ from functools import cache
 
 from rulequant.bundled import PREFIX, bundled_names, bundled_path
 from rulequant.diagnostics import DiagnosticsError, closest
+from rulequant.inventory import Inventory
 from rulequant.loader import LoadedFile, Loader
+from rulequant.tasks import Task, task_of
 
-__all__ = ["Bundled", "find", "listing", "nearest_types"]
+__all__ = ["Bundled", "Choice", "choose", "find", "listing", "nearest_types"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,15 @@ class Bundled:
     extends: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The bundled file that a model gets."""
+
+    name: str
+    default: Task | None = None
+    """The task by which it was taken; None where it is the file of the model's family."""
+
+
 @cache
 def listing() -> tuple[Bundled, ...]:
     """All bundled files, sorted by name."""
@@ -34,6 +45,15 @@ def find(model_type: str) -> str | None:
     if model_type in bundled_names() and model_type in _bundled(model_type).models:
         return model_type
     return next((each.name for each in listing() if model_type in each.models), None)
+
+
+def choose(inventory: Inventory) -> Choice:
+    """The file of a model's family, or else the default for what the model is for."""
+    family = find(inventory.model_type) if inventory.model_type else None
+    if family:
+        return Choice(family)
+    task = task_of(inventory)
+    return Choice(task, task)
 
 
 def nearest_types(model_type: str) -> list[str]:

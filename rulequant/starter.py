@@ -19,25 +19,13 @@ from rulequant.report.folding import fold
 from rulequant.report.rulestext import scalar
 from rulequant.report.text import columns, count, percent, size
 from rulequant.ruleset import RuleSet
+from rulequant.tasks import CONNECTORS, TOWERS, task_of
 
 __all__ = ["starter_text"]
 
-BASE = "causal_lm"
 _CLASSES = 8
 _ROUTERS = frozenset({"gate", "router", "wg", "shared_expert_gate"})
 _ROUTER_REASON = "it chooses the experts, and a wrong choice is not averaged out"
-_TOWERS = frozenset(
-    {
-        "audio_tower",
-        "image_newline",
-        "multi_modal_projector",
-        "vision_model",
-        "vision_tower",
-        "visual",
-        "mm_projector",
-        "embed_vision",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -80,15 +68,16 @@ def _loaded(text: str) -> RuleSet:
 
 
 def _base(inventory: Inventory) -> _Base:
-    """The family's file where it fits the model, else the base of all."""
+    """The family's file where it fits the model, else the default for its task."""
     family = find(inventory.model_type) if inventory.model_type else None
     if family:
         rules = load_rules(family)
         plan = make_plan(rules, inventory)
         if not has_errors(plan.diagnostics):
             return _Base(family, rules, plan, is_family=True)
-    rules = load_rules(BASE)
-    return _Base(BASE, rules, make_plan(rules, inventory), is_family=False)
+    task = task_of(inventory)
+    rules = load_rules(task)
+    return _Base(task, rules, make_plan(rules, inventory), is_family=False)
 
 
 def _head(inventory: Inventory, base: _Base) -> list[str]:
@@ -209,7 +198,7 @@ def _has_experts(above: str, inventory: Inventory) -> bool:
 
 def _tower_names(inventory: Inventory, base: _Base) -> list[str]:
     """Parts beside a language model, of which something would be quantized."""
-    towers = [each.name for each in inventory.modules if each.name.rpartition(".")[2] in _TOWERS]
+    towers = [each.name for each in inventory.modules if each.name.rpartition(".")[2] in TOWERS | CONNECTORS]
     quantized = [each.name for each in base.plan.quantized]
     return [
         name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from inventories import llama
 
 from rulequant.bundled import bundled_names
-from rulequant.library import find, listing, nearest_types
+from rulequant.library import Choice, choose, find, listing, nearest_types
 
 
 def test_lists_every_bundled_file() -> None:
@@ -35,6 +36,19 @@ def test_finds_what_the_files_say() -> None:
     """Each model type that a file lists leads to that file."""
     for each in listing():
         assert {find(model_type) for model_type in each.models} <= {each.name}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "choice"),
+    [
+        pytest.param("llama", Choice("llama"), id="family"),
+        pytest.param("llama99", Choice("causal_lm", "causal_lm"), id="default"),
+        pytest.param(None, Choice("causal_lm", "causal_lm"), id="no type"),
+    ],
+)
+def test_choose(model_type: str | None, choice: Choice) -> None:
+    """The file of the family comes first, then the default for what the model is for."""
+    assert choose(llama(model_type=model_type)) == choice
 
 
 def test_nearest_types() -> None:

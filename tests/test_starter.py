@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from inventories import check, linear, llama, norm, of, weight
+from inventories import check, linear, llama, norm, of
 
 from rulequant.across import check_across
 from rulequant.inventory import Inventory, LayerIndex, ModuleInfo, TensorInfo
@@ -56,7 +56,7 @@ MODELS = {
     "experts": _routed(),
     "towers": _two_towers(),
     "custom classes": _custom(),
-    "conv1d": of(ModuleInfo("h.0.fc", "Conv1D", "conv1d", (weight(64, 64),)), model="gpt", model_type="my_gpt"),
+    "subclass": of(linear("h.0.fc", 64, 64, type="FalconLinear"), model="falcon", model_type="my_falcon"),
     "nothing to quantize": of(norm("norm"), model="norm"),
     "odd names": replace(llama(), model="a\x1b[2K: #'\"", model_type="x: y"),
 }
@@ -158,9 +158,9 @@ def test_proposes_towers() -> None:
 
 def test_lists_classes_that_the_scheme_can_hold() -> None:
     """A class that works like a Linear is listed where its name is known."""
-    lines = starter_text(MODELS["conv1d"]).splitlines()
+    lines = starter_text(MODELS["subclass"]).splitlines()
     (types,) = (line for line in lines if line.startswith("quantizable_types: "))
-    assert types.endswith(", Conv1D]")
+    assert types.endswith(", FalconLinear]")
 
 
 def test_says_why_a_heavy_class_stays() -> None:

@@ -25,8 +25,8 @@ EXAMPLES = (
 def command(model: str, output: str | None, trust_remote_code: bool, revision: str | None) -> None:
     """Write a commented rule file for MODEL to start from.
 
-    It extends the bundled file of the model's family, or causal_lm, and names what the model has: the classes that
-    hold its parameters, its output embeddings, its routers.
+    It extends the bundled file of the model's family, or the default for its task, and names what the model has: the
+    classes that hold its parameters, its output embeddings, its routers.
     """
     from rulequant.cli.inputs import read_inventory
     from rulequant.starter import starter_text

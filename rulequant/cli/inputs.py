@@ -17,7 +17,9 @@ from rulequant.escaping import printable
 if TYPE_CHECKING:
     from rulequant.diagnostics import Diagnostic
     from rulequant.inventory import Inventory
+    from rulequant.library import Choice
     from rulequant.ruleset import RuleSet
+    from rulequant.tasks import Task
     from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["bundled_for", "load_ruleset", "read_inventory", "read_rules", "read_skeleton", "torch_extra"]
@@ -136,13 +138,13 @@ def _quiet() -> None:
 
 
 def read_rules(rules: str | None, inventory: Inventory) -> tuple[RuleSet, list[Diagnostic]]:
-    """The rule set of RULES with its warnings; the bundled one for the model's type where RULES is absent.
+    """The rule set of RULES with its warnings; the bundled one for the model where RULES is absent.
 
     Raises:
         DiagnosticsError: a rule file has errors.
-        UsageError: there is no such file or bundled name, or no bundled file is for the model.
+        UsageError: there is no such file or bundled name, or the model has no type to choose by.
     """
-    return load_ruleset(bundled_for(inventory) if rules is None else rules)
+    return load_ruleset(bundled_for(inventory).name if rules is None else rules)
 
 
 def load_ruleset(rules: str) -> tuple[RuleSet, list[Diagnostic]]:
@@ -163,27 +165,33 @@ def load_ruleset(rules: str) -> tuple[RuleSet, list[Diagnostic]]:
     return ruleset, diagnostics
 
 
-def bundled_for(inventory: Inventory) -> str:
-    """The bundled rule file for a model.
+def bundled_for(inventory: Inventory) -> Choice:
+    """The bundled rule file for a model; where its family has none, the default for its task, and a note that says so.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the model has no type to choose by.
     """
-    from rulequant.library import find, nearest_types
+    from rulequant.library import choose
 
-    model_type = inventory.model_type
-    if model_type is None:
+    if inventory.model_type is None:
         raise UsageError(f"{inventory.model} has no model_type to choose rules by", remedy="name a rule file: RULES")
-    found = find(model_type)
-    if found is None:
-        near = nearest_types(model_type)
-        nearest = f" (nearest: {', '.join(near)})" if near else ""
-        raise UsageError(
-            f"no bundled rule file is for the model_type `{model_type}`{nearest}",
-            remedy=f"write one: `rulequant init {inventory.model} -o rules.yaml`, or give `causal_lm` or `encoder` as "
-            "RULES; `rulequant rules` lists them",
-        )
-    return found
+    choice = choose(inventory)
+    if choice.default:
+        _note_default(inventory, choice.default)
+    return choice
+
+
+def _note_default(inventory: Inventory, task: Task) -> None:
+    from rulequant.library import nearest_types
+    from rulequant.tasks import TASKS
+
+    near = nearest_types(inventory.model_type or "")
+    nearest = f" (nearest: {', '.join(near)})" if near else ""
+    terminal.note(
+        f"no bundled rule file is for the model_type `{printable(inventory.model_type or '')}`{nearest}: taking "
+        f"`{task}`, the default for {TASKS[task]}"
+    )
+    terminal.note("  `rulequant init MODEL -o rules.yaml` writes a file for it to start from")
 
 
 def _check_rules_name(rules: str) -> None:

@@ -27,7 +27,8 @@ EXAMPLES = (
 def command(model: str | None, form: str, trust_remote_code: bool, revision: str | None) -> None:
     """List the bundled rule files and the model types they are for; with MODEL, say which one it gets.
 
-    Each of the names can stand for RULES and in `extends`. A file without model types is a base for others.
+    Each of the names can stand for RULES and in `extends`. A file without model types is the default for models
+    without a file of their family, and a base for others.
     """
     if model is not None:
         _chosen(model, form, trust_remote_code=trust_remote_code, revision=revision)
@@ -65,8 +66,9 @@ def _chosen(model: str, form: str, *, trust_remote_code: bool, revision: str | N
     from rulequant.cli.inputs import bundled_for, read_inventory
 
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
-    name = bundled_for(inventory)
+    choice = bundled_for(inventory)
     if form == "json":
-        terminal.data(json.dumps({"format_version": 1, "model_type": inventory.model_type, "rules": name}))
+        found = {"model_type": inventory.model_type, "rules": choice.name, "default": choice.default is not None}
+        terminal.data(json.dumps({"format_version": 1, **found}))
     else:
-        terminal.data(name)
+        terminal.data(choice.name)

@@ -147,13 +147,17 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: Capture) ->
 
 @pytest.mark.parametrize("model_type", ["robertaa", "zzz"], ids=["near", "far"])
 def test_no_rules_for_the_type(model_type: str, capsys: Capture) -> None:
-    """A type without a bundled file is answered with the nearest, and what to do."""
+    """A type without a bundled file is planned by the default for its task, which a note says, with the nearest."""
     _save(llama(model_type=model_type))
-    assert run(["plan", "model.json"]) == 2
-    err = capsys.readouterr().err
+    assert run(["plan", "model.json"]) == 0
+    out, err = capsys.readouterr()
+    assert "bundled:causal_lm" in out
     assert f"no bundled rule file is for the model_type `{model_type}`" in err
+    assert "taking `causal_lm`, the default for decoder language models" in err
     assert ("(nearest: roberta)" in err) is (model_type == "robertaa")
-    assert "rulequant init" in err
+    assert "`rulequant init MODEL -o rules.yaml`" in err
+    assert run(["rules", "model.json", "--format", "json"]) == 0
+    assert _json(capsys) == {"format_version": 1, "model_type": model_type, "rules": "causal_lm", "default": True}
 
 
 def test_no_type(capsys: Capture) -> None:
@@ -217,7 +221,7 @@ def test_rules(capsys: Capture) -> None:
     listed = {each["name"]: each for each in _json(capsys)["rules"]}
     assert listed["llama"]["models"] == ["llama"]
     assert run(["rules", "model.json", "--format", "json"]) == 0
-    assert _json(capsys) == {"format_version": 1, "model_type": "llama", "rules": "llama"}
+    assert _json(capsys) == {"format_version": 1, "model_type": "llama", "rules": "llama", "default": False}
 
 
 def test_show(capsys: Capture) -> None:
