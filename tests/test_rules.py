@@ -29,9 +29,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "T5GemmaEncoderModel": {"is_encoder_decoder": False},
     "nemotron_h": {"moe_latent_size": 1024, "n_routed_experts": 64},
 }
-"""What the default values of a config lack: without it the model class raises, or lacks what a skip is about."""
+"""What default configs lack, by model type or architecture: what a class asks for, or what a skip is about."""
 
 BESIDE = {
     "clip": ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
@@ -134,6 +135,18 @@ SIBLINGS = {
         {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
         quantized=6 * 6,
     ),
+    "albert-base": Sibling(
+        "albert",
+        "AlbertModel",
+        {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        quantized=6,
+    ),
+    "deberta-base": Sibling(
+        "deberta",
+        "DebertaModel",
+        {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 512},
+        quantized=12 * 5,
+    ),
     "vit-tiny": Sibling(
         "vit",
         "ViTForMaskedImageModeling",
@@ -222,7 +235,7 @@ def family(request: pytest.FixtureRequest) -> Family:
     """Every architecture of a family's model types by its default config, and the published sizes, planned."""
     rules = load_rules(request.param)
     built = {
-        f"{model_type} {architecture}": _build(architecture, CONFIGS.get(model_type, {}))
+        f"{model_type} {architecture}": _build(architecture, CONFIGS.get(architecture, CONFIGS.get(model_type, {})))
         for model_type in rules.models
         for architecture in _architectures(model_type)
     }
