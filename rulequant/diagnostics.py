@@ -26,10 +26,11 @@ _MARGIN = 0.08
 
 
 class Severity(str, Enum):
-    """How bad a problem is: an error makes a command exit 1, a warning does not."""
+    """How bad a problem is: an error makes a command exit 1; a note is about what only some users do."""
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True, order=True)

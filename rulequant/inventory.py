@@ -86,6 +86,8 @@ class ModuleInfo:
     """A parameter of it is the same object as one of the output embeddings."""
     keep_in_fp32: bool = False
     """The model declares it in `_keep_in_fp32_modules`."""
+    stock_linears: bool = False
+    """Fused experts for which transformers' bitsandbytes loader has a Linear per expert and matrix."""
     weight_reader: str | None = None
     """The code that reads `.weight` of this module from outside, such as `MambaMixer.slow_forward`."""
 

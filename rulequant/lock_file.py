@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -68,6 +68,7 @@ class _LockFile(Part):
     model: str
     model_type: str | None
     architecture: str | None
+    container: Literal["bitsandbytes", "rulequant"] | None = None
     rules: str
     rules_sha256: str
     versions: dict[str, str]
@@ -100,6 +101,7 @@ def dump_lock(lock: Lock, *, rules: str | None = None) -> str:
         "model": plan.model,
         "model_type": plan.model_type,
         "architecture": plan.architecture,
+        "container": plan.container,
         "rules": rules or plan.rules,
         "rules_sha256": plan.rules_sha256,
         "versions": dict(lock.versions),
@@ -200,6 +202,7 @@ def _lock(file: _LockFile) -> Lock:
         schemes={name: read_scheme(name, each) for name, each in file.schemes.items()},
         model_type=file.model_type,
         architecture=file.architecture,
+        container=file.container,
         layer_coverage=file.summary.layer_coverage,
     )
     for key, value in file.summary.model_dump().items():

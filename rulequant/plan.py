@@ -78,6 +78,8 @@ class Plan:
     diagnostics: tuple[Diagnostic, ...] = ()
     model_type: str | None = None
     architecture: str | None = None
+    container: str | None = None
+    """Who loads the checkpoint that apply writes, `bitsandbytes` or `rulequant`; None for a model in memory."""
     layer_coverage: float = 0.0
     """Share of the parameters outside embeddings and output heads that is quantized."""
 
@@ -139,6 +141,7 @@ class Plan:
         meaning = {
             "modules": [(each.name, each.scheme, each.bytes_before) for each in self.decisions],
             "schemes": self._schemes(),
+            "container": self.container,
         }
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
@@ -149,6 +152,7 @@ class Plan:
             "model": self.model,
             "model_type": self.model_type,
             "architecture": self.architecture,
+            "container": self.container,
             "rules": self.rules,
             "rules_sha256": self.rules_sha256,
             "plan_sha256": self.sha256,

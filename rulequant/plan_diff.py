@@ -69,7 +69,8 @@ class PlanDiff:
     """Modules that are likely the same under another name; those decided differently too."""
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.removed or self.added or self.renamed)
+        moved = self.a.container != self.b.container
+        return bool(self.changes or self.removed or self.added or self.renamed or moved)
 
     @property
     def modules(self) -> int:
@@ -86,8 +87,8 @@ class PlanDiff:
         return {
             "format_version": 1,
             "model": self.a.model,
-            "a": {"rules": self.a.rules, "rules_sha256": self.a.rules_sha256, "summary": self.a.summary},
-            "b": {"rules": self.b.rules, "rules_sha256": self.b.rules_sha256, "summary": self.b.summary},
+            "a": _about(self.a),
+            "b": _about(self.b),
             "schemes_changed": list(self.schemes),
             "changes": [each.to_dict() for each in self.changes],
             "renamed": [each.to_dict() for each in self.renamed],
@@ -152,6 +153,15 @@ def _schemes_changed(a: Plan, b: Plan) -> tuple[str, ...]:
 
 def _meaning(decision: Decision, plan: Plan) -> tuple[object, object]:
     return (plan.schemes[decision.scheme] if decision.scheme else None, decision.reason)
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    return {
+        "rules": plan.rules,
+        "rules_sha256": plan.rules_sha256,
+        "container": plan.container,
+        "summary": plan.summary,
+    }
 
 
 def _alone(decision: Decision) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class _Summary(Part):
 
 class _Finding(Part):
     code: str
-    severity: Literal["error", "warning"]
+    severity: Literal["error", "warning", "note"]
     message: str
     location: _Place | None
     value: str | None
@@ -77,6 +77,7 @@ class _PlanFile(Part):
     model: str
     model_type: str | None
     architecture: str | None
+    container: Literal["bitsandbytes", "rulequant"] | None = None
     rules: str
     rules_sha256: str
     plan_sha256: str
@@ -131,6 +132,7 @@ def _checked(file: _PlanFile) -> Plan:
         diagnostics=tuple(_diagnostic(each) for each in file.diagnostics),
         model_type=file.model_type,
         architecture=file.architecture,
+        container=file.container,
         layer_coverage=file.summary.layer_coverage,
     )
     if has_errors(plan.diagnostics):

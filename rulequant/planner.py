@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rulequant.checks import check_plan, in_layers, quantized_share
+from rulequant.containers import ContainerName, in_container
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision, Plan
 from rulequant.predicate import Objection, objections
@@ -12,15 +13,16 @@ from rulequant.selection import Selection, select
 __all__ = ["decide", "make_plan", "tied_modules"]
 
 
-def make_plan(rules: RuleSet, inventory: Inventory) -> Plan:
+def make_plan(rules: RuleSet, inventory: Inventory, container: ContainerName | None = "auto") -> Plan:
     """Decide about every module that owns a parameter or a persistent buffer.
 
-    Problems of the rules with this model are in `diagnostics`; nothing is raised for them.
+    The sizes are those of a checkpoint in a container, or with None of the layers in memory. Problems of the rules with
+    this model, or of the model with the container, are in `diagnostics`; nothing is raised for them.
     """
     selection = select(rules, inventory)
     tied = tied_modules(inventory)
     decisions = tuple(decide(info, rules, selection, tied) for info in inventory.owners)
-    return Plan(
+    plan = Plan(
         model=inventory.model,
         rules=rules.file,
         rules_sha256=rules.sha256,
@@ -31,6 +33,7 @@ def make_plan(rules: RuleSet, inventory: Inventory) -> Plan:
         architecture=inventory.architecture,
         layer_coverage=quantized_share([each for each in decisions if in_layers(inventory.by_name[each.name])]),
     )
+    return in_container(plan, inventory, container) if container else plan
 
 
 def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, tied: frozenset[str]) -> Decision:

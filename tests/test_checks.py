@@ -17,7 +17,7 @@ from rulequant.planner import make_plan
 
 def findings(text: str, inventory: Inventory | None = None) -> list[str]:
     """The diagnostics of the plan of a rule file, one line each, without the file's name."""
-    plan = make_plan(ruleset(text), inventory or llama())
+    plan = make_plan(ruleset(text), inventory or llama(), None)
     return [each.concise().removeprefix("rules.yaml:") for each in plan.diagnostics]
 
 

@@ -216,8 +216,9 @@ def _summarize(applied: Applied, seconds: float) -> None:
 def _loads(applied: Applied) -> str:
     if not (applied.output / "config.json").exists():
         return "`rulequant.torch.load_quantized` loads"
-    by_itself = applied.container == "bitsandbytes"
-    return f"transformers loads {'as it is' if by_itself else 'after `import rulequant.torch.transformers`'}"
+    from rulequant.report.plantext import loaded
+
+    return f"transformers loads {loaded(applied.container)}"
 
 
 def _peak_memory() -> int | None:

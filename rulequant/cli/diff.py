@@ -41,6 +41,7 @@ def command(
     Two schemes are the same if their settings are, whatever they are called.
     """
     from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.diagnostics import Severity
     from rulequant.plan_diff import compare
     from rulequant.planner import make_plan
     from rulequant.report.difftext import diff_text
@@ -50,7 +51,7 @@ def command(
     for name in (rules_a, rules_b):
         ruleset, warnings = read_rules(name, inventory)
         plans.append(make_plan(ruleset, inventory))
-        terminal.problems([*warnings, *plans[-1].diagnostics])
+        terminal.problems([*warnings, *(each for each in plans[-1].diagnostics if each.severity is not Severity.NOTE)])
     found = compare(*plans)
     if form == "json":
         terminal.data(json.dumps(found.to_dict(), indent=1))

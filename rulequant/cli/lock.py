@@ -48,7 +48,7 @@ def command(model: str, rules: str | None, output: str | None, trust_remote_code
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory)
-    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is not Severity.ERROR)])
+    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is Severity.WARNING)])
     if not plan.ok:
         raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
     path = _path(output, ruleset, inventory)

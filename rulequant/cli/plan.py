@@ -14,6 +14,7 @@ from rulequant.cli.command import Command, format_option, model_options
 from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
+    from rulequant.containers import ContainerName
     from rulequant.inventory import Inventory
     from rulequant.lock_file import Lock
     from rulequant.plan import Plan
@@ -37,6 +38,8 @@ EXAMPLES = (
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Save a report to open in a browser.")
 @click.option("--check", metavar="LOCK", type=click.Path(path_type=Path), help="Show instead what has changed since "
               "`rulequant lock` wrote LOCK, and exit 1 if anything has. Without RULES: those of the lock.")  # fmt: skip
+@click.option("--container", type=click.Choice(("auto", "bitsandbytes", "rulequant")), default="auto",
+              show_default=True, help="For which container of `apply` to plan.")  # fmt: skip
 @format_option()
 @model_options
 def command(
@@ -46,6 +49,7 @@ def command(
     output: Path | None,
     html: Path | None,
     check: Path | None,
+    container: ContainerName,
     form: str,
     trust_remote_code: bool,
     revision: str | None,
@@ -66,7 +70,7 @@ def command(
         rules = _rules_of(check, lock)
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
-    plan = make_plan(ruleset, inventory)
+    plan = make_plan(ruleset, inventory, container)
     terminal.problems(warnings)
     _save(plan, output, html)
     if check and lock:
@@ -115,7 +119,7 @@ def _compare(path: Path, lock: Lock, plan: Plan, inventory: Inventory, *, form: 
     else:
         style = terminal.style_of(sys.stdout)
         terminal.data(check_text(found, (lock, now), str(path), every=every, style=style))
-        _print_findings(plan)
+        _print_findings(plan, notes=False)
     return not found
 
 
@@ -151,13 +155,14 @@ def _print(plan: Plan, *, every: bool) -> None:
     _print_findings(plan)
 
 
-def _print_findings(plan: Plan) -> None:
+def _print_findings(plan: Plan, *, notes: bool = True) -> None:
+    from rulequant.diagnostics import Severity
     from rulequant.report.findings import findings
     from rulequant.report.overview import in_order
 
-    if plan.diagnostics:
-        style = terminal.style_of(sys.stdout)
-        terminal.data("\n" + findings(in_order(plan.diagnostics), "full", style=style))
+    found = [each for each in plan.diagnostics if notes or each.severity is not Severity.NOTE]
+    if found:
+        terminal.data("\n" + findings(in_order(found), "full", style=terminal.style_of(sys.stdout)))
 
 
 def _rich_table(plan: Plan, *, every: bool) -> bool:

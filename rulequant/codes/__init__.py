@@ -23,7 +23,8 @@ CODES: Mapping[str, Code] = MappingProxyType({each.code: each for _, codes in GR
 
 _ABOUT = (
     "Codes are stable: none changes its meaning. `rulequant explain RQ101` prints what is here. An error makes a "
-    "command exit 1, a warning does not. In the examples `version: 1` is left out where it does not matter."
+    "command exit 1, a warning does not; a note concerns only some users. "
+    "In the examples `version: 1` is left out where it does not matter."
 )
 
 

@@ -1,8 +1,8 @@
-"""RQ501 to RQ541: what no checkpoint can express, or not the one that was asked for."""
+"""RQ501 to RQ505, RQ541, RQ551 to RQ553: what no checkpoint can express, or not the one that was asked for."""
 
 from __future__ import annotations
 
-from rulequant.codes.entry import Code, error
+from rulequant.codes.entry import Code, error, note, warning
 
 __all__ = ["CODES"]
 
@@ -47,5 +47,28 @@ CODES: tuple[Code, ...] = (
         what="A `bitsandbytes` checkpoint was asked for, of a model that `package.module:callable` returned.",
         why="transformers builds a model by its config.json, which such a model does not have. Leave `--container` at "
         "`auto`; `rulequant.torch.load_quantized` loads the output.",
+    ),
+    error(
+        "RQ551",
+        "transformers' bitsandbytes loader has no layer for it",
+        what="A `bitsandbytes` checkpoint was asked for, and the plan quantizes modules that transformers' loader does "
+        "not replace, or not everywhere: fused experts other than those of Llama 4, subclasses of `Linear`, a module "
+        "under several names.",
+        why="They would be random after loading, without an error. Leave `--container` at `auto`, or skip them.",
+    ),
+    warning(
+        "RQ552",
+        "an expert's layer is held with a reservation",
+        what="A plain `bitsandbytes` checkpoint has a Linear layer for each expert of Llama 4, and the method says "
+        "what to know of it first, as RQ411 does of other modules.",
+        why="The fused experts of the container `rulequant` have no such rows.",
+    ),
+    note(
+        "RQ553",
+        "vLLM does not understand the skip list",
+        what="The skip list of config.json has a regular expression, which transformers needs to tell the modules "
+        "apart, or to match many of them in time.",
+        why="vLLM compares entries with names and their components as they stand. The module in the message would be "
+        "taken for a quantized one.",
     ),
 )

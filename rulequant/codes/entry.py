@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rulequant.diagnostics import Severity
 
-__all__ = ["Code", "error", "warning"]
+__all__ = ["Code", "error", "note", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ def error(code: str, title: str, *, what: str, why: str, wrong: str | None = Non
 def warning(code: str, title: str, *, what: str, why: str, wrong: str | None = None, right: str | None = None) -> Code:
     """A code that does not."""
     return Code(code, title, Severity.WARNING, what, why, _trim(wrong), _trim(right))
+
+
+def note(code: str, title: str, *, what: str, why: str, wrong: str | None = None, right: str | None = None) -> Code:
+    """A code that concerns only some users, and makes no command exit 1."""
+    return Code(code, title, Severity.NOTE, what, why, _trim(wrong), _trim(right))
 
 
 def _trim(example: str | None) -> str | None:

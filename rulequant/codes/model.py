@@ -1,8 +1,8 @@
-"""RQ401 to RQ410: what a rule set and a model say about each other."""
+"""RQ401 to RQ411, RQ451 to RQ454: what a rule set and a model say about each other."""
 
 from __future__ import annotations
 
-from rulequant.codes.entry import Code, error, warning
+from rulequant.codes.entry import Code, error, note, warning
 
 __all__ = ["CODES"]
 
@@ -113,5 +113,30 @@ extends: causal_lm
         why="The CPU kernels of bitsandbytes (seen in 0.50.2) dequantize such rows wrongly without an error. Layers "
         "made by rulequant, in memory or from a checkpoint in the `rulequant` container, go round these kernels; a "
         "plain `bitsandbytes` checkpoint is run by the layers of bitsandbytes itself.",
+    ),
+    note(
+        "RQ451",
+        "vLLM does not know the container",
+        what="The plan needs the container `rulequant`, which vLLM does not load.",
+        why="vLLM reads plain `bitsandbytes` checkpoints. `rulequant plan --container bitsandbytes` says what stands "
+        "in the way of one.",
+    ),
+    note(
+        "RQ452",
+        "vLLM merges layers that are not quantized alike",
+        what="Of the query, key and value projections, or of gate and up, some are quantized and some are not.",
+        why="vLLM makes one layer of them, which is quantized as a whole or not at all.",
+    ),
+    note(
+        "RQ453",
+        "vLLM takes all experts for NF4",
+        what="Fused experts stay as they are, or have another code than `quant_type: nf4`.",
+        why="vLLM heeds no skip list for experts, and reads none but NF4.",
+    ),
+    note(
+        "RQ454",
+        "vLLM takes packed bytes for uint8",
+        what="A scheme has a `quant_storage` other than `uint8`.",
+        why="vLLM refuses the checkpoint.",
     ),
 )

@@ -154,4 +154,6 @@ def _totals(found: PlanDiff, names: tuple[str, str]) -> list[str]:
         ("quantized", percent(a["coverage"]), percent(b["coverage"]),
          f"{100 * (b['coverage'] - a['coverage']):+.1f} points"),
     ]  # fmt: skip
+    if found.a.container != found.b.container:
+        rows.append(("container", str(found.a.container), str(found.b.container), "differs"))
     return [f"{count(found.modules, 'module')} changed", "", *columns(rows, right=frozenset({1, 2, 3}))]

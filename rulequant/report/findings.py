@@ -17,6 +17,7 @@ from rulequant.report.text import PLAIN, Style
 __all__ = ["Sources", "as_json", "concise", "findings", "full", "github"]
 
 JSON_VERSION = 1
+_GITHUB_COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
 
 
 class Sources:
@@ -102,7 +103,8 @@ def _listed(values: Sequence[str], limit: int = 12) -> str:
 
 
 def _severity(each: Diagnostic, style: Style, text: str) -> str:
-    return style.red(text) if each.severity is Severity.ERROR else style.yellow(text)
+    paint = {Severity.ERROR: style.red, Severity.WARNING: style.yellow, Severity.NOTE: style.cyan}
+    return paint[each.severity](text)
 
 
 def as_json(diagnostics: Sequence[Diagnostic], *, files: Sequence[str] | None = None) -> str:
@@ -132,7 +134,7 @@ def github(each: Diagnostic) -> str:
     properties["title"] = each.code
     listed = ",".join(f"{key}={_property(str(value))}" for key, value in properties.items())
     text = f"{each.message}; {each.remedy}" if each.remedy else each.message
-    return f"::{each.severity.value} {listed}::{_data(text)}"
+    return f"::{_GITHUB_COMMANDS[each.severity]} {listed}::{_data(text)}"
 
 
 def _posix(file: str) -> str:

@@ -33,7 +33,7 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(-
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 td:first-child, code, pre { font-family: ui-monospace, monospace; overflow-wrap: anywhere }
 tr.yes td:nth-child(3) { color: var(--yes); font-weight: 600 } tr.no td:nth-child(3) { color: var(--no) }
-.error { color: var(--bad) } .warning { color: var(--no) } li { margin: .4rem 0 }
+.error { color: var(--bad) } .note { opacity: .75 } .warning { color: var(--no) } li { margin: .4rem 0 }
 footer { margin: 3rem 0 1rem; font-size: .8rem; opacity: .7 }
 """
 

@@ -26,10 +26,9 @@ def _order(each: Diagnostic) -> tuple[Any, ...]:
 
 
 def tally(diagnostics: Iterable[Diagnostic]) -> tuple[int, int]:
-    """The number of errors and of warnings."""
+    """The number of errors and of warnings; notes do not count."""
     severities = [each.severity for each in diagnostics]
-    errors = severities.count(Severity.ERROR)
-    return errors, len(severities) - errors
+    return severities.count(Severity.ERROR), severities.count(Severity.WARNING)
 
 
 def summary(files: int, diagnostics: Sequence[Diagnostic]) -> str:

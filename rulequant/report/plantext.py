@@ -9,7 +9,7 @@ from rulequant.plan import Decision, Plan, TypeMass
 from rulequant.report.folding import Fold, fold
 from rulequant.report.text import PLAIN, Style, columns, count, percent, size
 
-__all__ = ["HEADINGS", "NUMERIC", "decision_rows", "heaviest", "plan_summary", "plan_text", "verdict"]
+__all__ = ["HEADINGS", "NUMERIC", "decision_rows", "heaviest", "loaded", "plan_summary", "plan_text", "verdict"]
 
 HEADINGS = ("module", "type", "scheme, or why not", "parameters", "before", "after")
 NUMERIC = frozenset({3, 4, 5})
@@ -40,9 +40,16 @@ def plan_summary(plan: Plan, style: Style = PLAIN) -> list[str]:
         ("layers", f"{percent(facts['layer_coverage'])} of the parameters outside embeddings and heads quantized"),
         ("modules", f"{facts['quantized']:,} of {facts['modules']:,} quantized"),
     ]
+    if plan.container:
+        rows.append(("container", f"{plan.container}, which transformers loads {loaded(plan.container)}"))
     rows += [(f"scheme {printable(name)}", text) for name, text in _schemes(plan)]
     width = max(len(label) for label, _ in rows)
     return [f"{style.bold(label.ljust(width))}  {text}" for label, text in rows]
+
+
+def loaded(container: str) -> str:
+    """How transformers loads a checkpoint of a container."""
+    return "as it is" if container == "bitsandbytes" else "after `import rulequant.torch.transformers`"
 
 
 def _schemes(plan: Plan) -> Iterable[tuple[str, str]]:

@@ -40,7 +40,7 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
             remedy="load it first; for a checkpoint folder there is rulequant.torch.apply_checkpoint",
         )
     ruleset = rules if isinstance(rules, RuleSet) else load_rules(rules)
-    return make_plan(ruleset, inspect_model(model))
+    return make_plan(ruleset, inspect_model(model), None)
 
 
 def apply(model: nn.Module, rules: Rules) -> Plan:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from rulequant.errors import ModelError
 from rulequant.inventory import Inventory, Kind, LayerIndex, ModuleInfo, TensorInfo
 from rulequant.torch.experts import expert_parameters
+from rulequant.torch.stock_experts import stock_linears
 from rulequant.torch.weight_readers import weight_reads
 
 __all__ = ["inspect_model", "is_conv1d", "kind_of", "with_dtypes"]
@@ -154,6 +155,7 @@ def _info(visit: _Visit, context: _Context) -> ModuleInfo:
         output_head=id(module) in context.heads and not is_output,
         shares_output_embedding=not is_output and any(id(each) in context.output_parameters for _, each, _ in tensors),
         keep_in_fp32=bool(tensors) and any(_kept(visit.name, *each) for each in context.keep),
+        stock_linears=stock_linears(module),
         weight_reader=visit.reader,
     )
 

@@ -102,7 +102,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _planned_schemes(self, model: Any) -> dict[str, Scheme]:
-        plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model))
+        plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model), None)
         if not plan.ok:
             raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
         self.quantization_config.adopt(plan)

@@ -180,6 +180,25 @@ def test_names_are_escaped(capsys: Capture) -> None:
     assert "\r" not in text
 
 
+def test_plan_for_a_container(capsys: Capture) -> None:
+    """The container is told, and one that cannot be is an error with the modules in its way; vLLM's notes are none."""
+    Path("mixed.yaml").write_text(
+        'version: 1\nextends: causal_lm\nrules: [{modules: "**.mlp", scheme: int8}]\n', encoding="utf-8"
+    )
+    assert run(["plan", "model.json"]) == 0
+    assert "container        bitsandbytes, which transformers loads as it is\n" in capsys.readouterr().out
+    assert run(["plan", "model.json", "mixed.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "container        rulequant, which transformers loads after `import rulequant.torch.transformers`\n" in out
+    assert "note[RQ451]: vLLM loads bitsandbytes checkpoints" in out
+    assert run(["plan", "model.json", "mixed.yaml", "--container", "bitsandbytes", "--format", "json"]) == 1
+    data = _json(capsys)
+    assert data["container"] == "bitsandbytes"
+    (found,) = data["diagnostics"]
+    assert found["code"] == "RQ503"
+    assert "`int8` on model.layers.0.mlp.gate_proj and 5 more" in found["message"]
+
+
 def test_why(capsys: Capture) -> None:
     """One module, with or without RULES."""
     assert run(["why", "model.json", "rules.yaml", O_PROJ]) == 0

@@ -100,8 +100,7 @@ def test_streamed_equals_in_memory_and_reloads(name: str, scheme: str, tmp_path:
     """A checkpoint merged expert by expert has the bytes of the model swapped in memory, and the same logits."""
     source = save_moe(name, tmp_path / "source")
     rules = load_rules(moe_rules(**SCHEMES[scheme]))
-    applied = apply_to_folder(build_skeleton(str(source)), rules, tmp_path / "out")
-    assert applied.container == "rulequant"
+    applied = apply_to_folder(build_skeleton(str(source)), rules, tmp_path / "out", container="rulequant")
     assert applied.payload_bytes == applied.plan.summary["bytes_after"]
     assert applied.plan.layer_coverage > 0.95
 

@@ -91,7 +91,8 @@ def apply_to_folder(
     inventory = skeleton.inventory()
     plan = _plan(rules, inventory)
     kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
-    chosen = source.container(plan, container)
+    chosen = source.container(plan, _wanted(container, plan), inventory)
+    plan = chosen.plan
     with source.open() as reader:
         keys = source.keys(reader)
         steps = plan_steps(reader, keys, plan, inventory, skeleton)
@@ -145,6 +146,11 @@ def _plan(rules: RuleSet | Plan, inventory: Inventory) -> Plan:
     if not plan.ok:
         raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
     return plan
+
+
+def _wanted(container: ContainerName, plan: Plan) -> ContainerName:
+    """The container that was asked for; a plan that was saved for rulequant's own is applied as that."""
+    return "rulequant" if (container, plan.container) == ("auto", "rulequant") else container
 
 
 def _matching(rules: RuleSet | None, plan: Plan) -> RuleSet | None:

@@ -2,94 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from rulequant.diagnostics import Diagnostic, DiagnosticsError
+from rulequant.containers import ContainerName, container_problem, in_container, used_schemes
+from rulequant.diagnostics import Diagnostic, DiagnosticsError, Severity
 from rulequant.errors import ModelError
+from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
-from rulequant.torch.checkpoint.skiplist import stock_skip_list
+from rulequant.torch.checkpoint.skiplist import stock_skip_list, vllm_dispute
 from rulequant.torch.skeleton import Skeleton
+from rulequant.torch.stock_experts import as_loaded
+from rulequant.unfused import expert_linears
+from rulequant.vllm import misread_by_vllm
 
 __all__ = ["Container", "ContainerName", "choose_container", "own_container"]
 
 
-ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
-
-
 @dataclass(frozen=True)
 class Container:
-    """The quantization method that config.json names, and its settings."""
+    """The quantization method that config.json names, its settings, and the plan with the bytes that it has there."""
 
     quant_method: str
     config: dict[str, Any]
+    plan: Plan
 
 
-def choose_container(skeleton: Skeleton, plan: Plan, wanted: ContainerName = "auto") -> Container:
+def choose_container(
+    skeleton: Skeleton, plan: Plan, wanted: ContainerName = "auto", *, inventory: Inventory | None = None
+) -> Container:
     """Plain `bitsandbytes` wherever stock transformers can express the plan, otherwise `rulequant`.
 
     Raises:
         DiagnosticsError: the plan quantizes nothing, or `bitsandbytes` is wanted and cannot express it; the modules
             that stand in the way are named.
     """
-    own, used = own_container(plan), _used_schemes(plan)
-    if wanted == "rulequant":
-        return own
-    skip, problem = [], _obstacle(plan, used, skeleton)
-    if problem is None:
-        try:
-            skip = stock_skip_list(skeleton.model, {each.name for each in plan.quantized})
-        except ModelError as error:
-            problem = Diagnostic("RQ505", error.message, remedy=_REMEDY)
-    if problem is None:
-        return Container("bitsandbytes", _stock(used, skip, skeleton))
-    if wanted == "bitsandbytes":
-        raise DiagnosticsError([problem])
-    return own
+    _check_quantizes(plan)
+    known = inventory or skeleton.inventory()
+    placed = _checked(in_container(plan, known, wanted))
+    if placed.container != "bitsandbytes":
+        return _own(placed)
+    names = _stock_names(placed, known)
+    try:
+        model = as_loaded(skeleton.model)
+        skip = stock_skip_list(model, names)
+    except ModelError as error:
+        problem = container_problem("RQ505", error.message)
+        return _own(_checked(in_container(plan, known, wanted, problems=[problem])))
+    dispute = vllm_dispute(model, names, skip)
+    if dispute:
+        placed = replace(placed, diagnostics=(*placed.diagnostics, misread_by_vllm(dispute)))
+    return Container("bitsandbytes", _stock(used_schemes(placed), skip, skeleton), placed)
 
 
-def own_container(plan: Plan) -> Container:
+def own_container(plan: Plan, inventory: Inventory) -> Container:
     """The container `rulequant`, which holds whatever a plan says.
 
     Raises:
         DiagnosticsError: the plan quantizes nothing.
     """
-    from rulequant.torch.quantconfig import config_of_plan
+    _check_quantizes(plan)
+    return _own(in_container(plan, inventory, "rulequant"))
 
-    if not _used_schemes(plan):
+
+def _check_quantizes(plan: Plan) -> None:
+    if not any(plan.quantized):
         message = "the plan quantizes no module, so there is nothing to apply"
         raise DiagnosticsError([Diagnostic("RQ501", message, remedy="see `rulequant plan`")])
-    return Container("rulequant", config_of_plan(plan))
 
 
-_REMEDY = "let the container be `rulequant`, or change the rules"
+def _checked(plan: Plan) -> Plan:
+    if not plan.ok:
+        raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
+    return plan
 
 
-def _used_schemes(plan: Plan) -> dict[str, Scheme]:
-    names = dict.fromkeys(cast(str, each.scheme) for each in plan.quantized)
-    return {name: plan.schemes[name] for name in names}
+def _own(plan: Plan) -> Container:
+    from rulequant.torch.quantconfig import config_of_plan
+
+    return Container("rulequant", config_of_plan(plan), plan)
 
 
-def _obstacle(plan: Plan, used: dict[str, Scheme], skeleton: Skeleton) -> Diagnostic | None:
-    """Why the schemes do not fit into one plain bitsandbytes checkpoint, or None."""
-    foreign = next((name for name, each in used.items() if not isinstance(each, Bnb4bit | BnbInt8)), None)
-    if foreign:
-        method = used[foreign].method
-        message = f"transformers' bitsandbytes loader does not know the method `{method}` ({_example(plan, foreign)})"
-        return Diagnostic("RQ502", message, remedy=_REMEDY)
-    methods = {each.method: name for name, each in used.items()}
-    if len(methods) > 1:
-        examples = ", ".join(_example(plan, name) for _, name in sorted(methods.items()))
-        message = f"a bitsandbytes checkpoint holds 4-bit or int8 modules, not both: {examples}"
-        return Diagnostic("RQ503", message, remedy=_REMEDY)
-    for setting in ("threshold", "compute_dtype", "quant_storage"):
-        values = {_setting(each, setting, skeleton): name for name, each in used.items()}
-        if len(values) > 1:
-            examples = ", ".join(f"{value} for {_example(plan, name)}" for value, name in values.items())
-            message = f"all modules of a bitsandbytes checkpoint share one `{setting}`: {examples}"
-            return Diagnostic("RQ504", message, remedy=_REMEDY)
-    return None
+def _stock_names(plan: Plan, inventory: Inventory) -> set[str]:
+    """The layers to quantize as the loader calls them."""
+    names: set[str] = set()
+    for each in plan.quantized:
+        info = inventory.by_name[each.name]
+        names |= {linear.name for linear in expert_linears(info)} if info.stock_linears else {info.name}
+    return names
 
 
 def _setting(scheme: Scheme, name: str, skeleton: Skeleton) -> object:
@@ -99,12 +100,6 @@ def _setting(scheme: Scheme, name: str, skeleton: Skeleton) -> object:
 
 def _dtype_name(skeleton: Skeleton) -> str:
     return str(skeleton.dtype).removeprefix("torch.")
-
-
-def _example(plan: Plan, scheme: str) -> str:
-    names = [each.name for each in plan.quantized if each.scheme == scheme]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"`{scheme}` on {names[0]}{more}"
 
 
 def _stock(used: dict[str, Scheme], skip: list[str], skeleton: Skeleton) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from torch import nn
 from rulequant.errors import ModelError
 from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.inspect import is_conv1d
+from rulequant.torch.stock_experts import as_loaded
+from rulequant.vllm import MERGED, skipped_by_vllm
 
-__all__ = ["stock_skip_list"]
+__all__ = ["stock_skip_list", "vllm_dispute"]
 
 Wanted = Mapping[str, bool]
 """Module names, and whether transformers is to make a quantized layer of each."""
 
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Layers that vLLM merges, and then looks up in the list under the name of the whole."""
 _SPECIAL = re.compile(r"[\\^$*+?{}\[\]|()]")
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _MAX_ENTRIES = 256
@@ -37,7 +37,7 @@ def stock_skip_list(model: nn.Module, quantized: set[str]) -> list[str]:
     It holds for the other classes of the same config too, since they load the same folder: the bare model, whose names
     lack the prefix, and classes with heads that the checkpoint does not have. A subtree that stays as it is as a whole
     is one entry; so is a last component that stays as it is everywhere. Names that vLLM gives to merged layers are
-    added, as far as they keep the promise.
+    added, as far as they keep the promise, and so are plain names where vLLM would find nothing in an expression.
 
     Raises:
         ModelError: no such list exists; the module in dispute is named.
@@ -54,8 +54,27 @@ def stock_skip_list(model: nn.Module, quantized: set[str]) -> list[str]:
         short = entries if len(entries) <= _MAX_ENTRIES else _by_layer(entries)
         entries, dispute = _settle(short, wanted, keep)
         if not dispute:
-            return [str(each) for each in entries]
+            return [str(each) for each in (*entries, *_literal_names(entries, wanted))]
     raise ModelError(f"transformers would decide differently about {dispute}, whatever the skip list says")
+
+
+def vllm_dispute(model: nn.Module, quantized: set[str], entries: Iterable[str]) -> str | None:
+    """The first module about which vLLM, which reads the entries literally, would decide otherwise than the plan."""
+    known = tuple(entries)
+    own = (name for name, module in model.named_modules() if _stock_type(module))
+    return next((name for name in own if skipped_by_vllm(name, known) is (name in quantized)), None)
+
+
+def _literal_names(entries: list[str], wanted: Wanted) -> list[str]:
+    """The skipped names that vLLM finds in no entry, as far as they say nothing else to transformers."""
+    plain = [each for each in entries if not isinstance(each, _Regex)]
+    missing = [name for name, decision in wanted.items() if not decision and not skipped_by_vllm(name, plain)]
+    if len(entries) + len(missing) > _MAX_ENTRIES:
+        return []
+    quantized = [name for name, decision in wanted.items() if decision]
+    return [
+        name for name in missing if not _SPECIAL.search(name) and all(_converts(each, [name]) for each in quantized)
+    ]
 
 
 def _stock_type(module: nn.Module) -> bool:
@@ -90,9 +109,11 @@ def _related(model: nn.Module, own: Wanted, prefix: str) -> dict[str, bool]:
         theirs = _prefix(sibling)
         if prefix and theirs not in {prefix, ""}:
             continue  # its loader finds none of our keys
-        for name, module in sibling.named_modules():
-            if _stock_type(module):
-                names.setdefault(name, inner.get(name.removeprefix(theirs), False))
+        layers = [name for name, module in as_loaded(sibling).named_modules() if _stock_type(module)]
+        if not any(name.removeprefix(theirs) in inner for name in layers):
+            continue  # nor here, where the prefixes do not tell
+        for name in layers:
+            names.setdefault(name, inner.get(name.removeprefix(theirs), False))
     return {name: decision for name, decision in names.items() if name not in own}
 
 
@@ -100,7 +121,7 @@ def _with_fused(wanted: Wanted) -> dict[str, bool]:
     """The names with those of merged layers whose parts are decided alike."""
     fused: dict[str, bool] = {}
     for parent in dict.fromkeys(name.rpartition(".")[0] for name in wanted):
-        for whole, parts in _FUSED.items():
+        for whole, parts in MERGED.items():
             decisions = {wanted.get(f"{parent}.{part}") for part in parts}
             decision = decisions.pop() if len(decisions) == 1 else None
             if parent and decision is not None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rulequant.diagnostics import Diagnostic, DiagnosticsError
 from rulequant.errors import ModelError
+from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.torch.checkpoint.container import Container, ContainerName, choose_container, own_container
 from rulequant.torch.checkpoint.copies import check_copies
@@ -34,8 +35,8 @@ class Source(Protocol):
             CheckpointError: it cannot be read, or the model is already quantized.
         """
 
-    def container(self, plan: Plan, wanted: ContainerName) -> Container:
-        """Who loads the output.
+    def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
+        """Who loads the output, and the plan with the bytes there.
 
         Raises:
             DiagnosticsError: the plan quantizes nothing, or the wanted one cannot express it.
@@ -81,8 +82,8 @@ class _Folder:
     def config(self) -> dict[str, Any]:
         return source_config(self.folder)
 
-    def container(self, plan: Plan, wanted: ContainerName) -> Container:
-        return choose_container(self.skeleton, plan, wanted)
+    def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
+        return choose_container(self.skeleton, plan, wanted, inventory=inventory)
 
     def open(self) -> CheckpointReader:
         return CheckpointReader.open(self.folder)
@@ -110,9 +111,9 @@ class _Called:
     def config(self) -> None:
         return None
 
-    def container(self, plan: Plan, wanted: ContainerName) -> Container:
+    def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
         """Its own: there is no config.json by which transformers could load it."""
-        own = own_container(plan)
+        own = own_container(plan, inventory)
         if wanted == "bitsandbytes":
             message = f"{self.skeleton.name} is no checkpoint folder, and transformers loads no other"
             raise DiagnosticsError([Diagnostic("RQ541", message, remedy="let the container be `auto`")])

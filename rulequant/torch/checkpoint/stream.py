@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +19,7 @@ from rulequant.torch.checkpoint.merging import merge_whole, mergeable_by_expert,
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.skeleton import Skeleton
+from rulequant.unfused import LAYOUT, ExpertMatrix, expert_count, expert_linear
 
 __all__ = ["OutputTensor", "Step", "encode_step", "plan_steps", "read_tensor"]
 
@@ -43,6 +44,26 @@ class OutputTensor(NamedTuple):
     data: memoryview
 
 
+class ExpertPart(NamedTuple):
+    """One matrix of one expert of a fused source tensor."""
+
+    expert: int
+    matrix: ExpertMatrix
+
+    @property
+    def name(self) -> str:
+        """The name of its weight, below that of the experts."""
+        return f"{self.expert}.{self.matrix.name}.weight"
+
+    def read(self, reader: CheckpointReader, entry: TensorEntry, dtype: torch.dtype) -> torch.Tensor:
+        """The weight as a Linear has it, [out, in]: columns of the expert, transposed."""
+        size = entry.nbytes // entry.shape[0]
+        data = reader.read_slice(entry.name, self.expert * size, size)
+        fused = _as_tensor(data, _TO_TORCH[entry.dtype], entry.shape[1:])
+        columns = fused.chunk(self.matrix.parts, dim=1)[self.matrix.part]
+        return columns.to(dtype).T.contiguous()
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A tensor of the model, the source tensors that it is made of, and what becomes of it."""
@@ -60,16 +81,20 @@ class Step:
     """Bytes that it takes in the output; for an encoded tensor an upper bound that counts the JSON record."""
     conversions: tuple[Conversion, ...] = ()
     """For each entry how transformers merges it, where it does."""
+    part: ExpertPart | None = None
+    """Where the source is fused and the output is not: what of it this step takes."""
 
     @property
     def key(self) -> str:
-        """The first source key."""
-        return self.entries[0].name
+        """The first source key; for a part of it, the key that it gets."""
+        name = self.entries[0].name
+        return name if self.part is None else name.removesuffix(self.part.matrix.source) + self.part.name
 
     @property
     def source_bytes(self) -> int:
-        """Bytes that are read for it."""
-        return sum(entry.nbytes for entry in self.entries)
+        """Bytes that are read for it; of a part its share, though it is cut from all of its expert."""
+        total = sum(entry.nbytes for entry in self.entries)
+        return total if self.part is None else total // (self.entries[0].shape[0] * self.part.matrix.parts)
 
     @property
     def prefix(self) -> str:
@@ -93,14 +118,42 @@ def plan_steps(
         if key in keys.targets:
             merged = key in keys.converted and _encoding(keys.targets[key], plan, inventory)[1]
             groups.setdefault(keys.targets[key] if merged else key, []).append(entry)
-    steps = [_step(tuple(entries), keys, plan, inventory, skeleton) for entries in groups.values()]
+    steps: list[Step] = []
+    for entries in groups.values():
+        step = _step(tuple(entries), keys, plan, inventory, skeleton)
+        steps += _apart(step, inventory) if plan.container == "bitsandbytes" else [step]
     _check_complete(steps, plan, inventory)
     return steps
 
 
+def _apart(step: Step, inventory: Inventory) -> list[Step]:
+    """The steps for a tensor of a plain bitsandbytes checkpoint: one for each matrix where it wants them so."""
+    module, _, local = step.target.rpartition(".")
+    info = inventory.by_name[module]
+    matrices = [each for each in LAYOUT if each.source == local] if info.stock_linears else []
+    if not matrices:
+        return [step]
+    if step.conversions:
+        raise CheckpointError(
+            f"`{printable(step.key)}` is merged by transformers as it loads, so it is not taken apart"
+        )
+    parts = (ExpertPart(expert, matrix) for expert in range(expert_count(info)) for matrix in matrices)
+    return [_part_step(step, part, info) for part in parts]
+
+
+def _part_step(step: Step, part: ExpertPart, info: ModuleInfo) -> Step:
+    linear = expert_linear(info, part.expert, part.matrix)
+    weight = linear.tensors[0]
+    nbytes = weight.numel * step.dtype.itemsize
+    if step.scheme:
+        nbytes = step.scheme.encoded_bytes(linear, weight) + _STATE_RECORD_BYTES
+    shape = torch.Size(weight.shape)
+    return replace(step, target=f"{linear.name}.weight", shape=shape, kind="linear", nbytes=nbytes, part=part)
+
+
 def _check_complete(steps: list[Step], plan: Plan, inventory: Inventory) -> None:
     """Refuse a source that lacks a weight to quantize, even one that the model class may load without."""
-    encoded = {step.target for step in steps if step.scheme}
+    encoded = {step.target if step.part is None else _fused_name(step) for step in steps if step.scheme}
     for decision in plan.quantized:
         scheme = plan.schemes[cast(str, decision.scheme)]
         for local in scheme.quantized_tensors(inventory.by_name[decision.name]):
@@ -109,6 +162,11 @@ def _check_complete(steps: list[Step], plan: Plan, inventory: Inventory) -> None
                     f"`{decision.name}.{local}` is to be quantized, and no tensor of the shards becomes just that",
                     remedy=f"skip `{decision.name}` with a reason, or get the checkpoint again",
                 )
+
+
+def _fused_name(step: Step) -> str:
+    part = cast(ExpertPart, step.part)
+    return step.target.removesuffix(part.name) + part.matrix.source
 
 
 def _encoding(target: str, plan: Plan, inventory: Inventory) -> tuple[ModuleInfo, Scheme | None]:
@@ -174,10 +232,10 @@ def encode_step(reader: CheckpointReader, step: Step) -> Iterator[OutputTensor]:
     """
     entry = step.entries[0]
     if step.scheme is None:
-        if _TO_TORCH[entry.dtype] == step.dtype:
+        if step.part is None and _TO_TORCH[entry.dtype] == step.dtype:
             yield OutputTensor(step.key, entry.dtype, entry.shape, memoryview(reader.read(step.key)))
         else:
-            yield _output(step.key, _read(reader, entry, step.dtype))
+            yield _output(step.key, _source(reader, step, step.dtype))
         return
     try:
         encoded = _encode(reader, step, step.scheme)
@@ -191,7 +249,7 @@ def _named(error: NotFiniteError, reader: CheckpointReader, step: Step) -> NotFi
     """The error with the tensor's name; and whether the value is in the source, or came of the cast."""
     message = f"`{printable(step.key)}`: {error.message}"
     entry, dtype = step.entries[0], str(step.dtype).removeprefix("torch.")
-    in_source, cast_to = (_read(reader, entry, each) for each in (torch.float64, step.dtype))
+    in_source, cast_to = (_source(reader, step, each) for each in (torch.float64, step.dtype))
     if cast_to.isfinite().all() or not in_source.isfinite().all():
         return NotFiniteError(message, remedy=error.remedy)
     return NotFiniteError(
@@ -203,7 +261,7 @@ def _named(error: NotFiniteError, reader: CheckpointReader, step: Step) -> NotFi
 def _encode(reader: CheckpointReader, step: Step, scheme: Scheme) -> dict[str, torch.Tensor]:
     factory = factory_for(scheme.method)
     if step.kind != "experts":
-        return factory.encode(_read(reader, step.entries[0], step.dtype), step.kind, scheme)
+        return factory.encode(_source(reader, step, step.dtype), step.kind, scheme)
     return cast(ExpertsFactory, factory).encode_experts(_experts(reader, step), step.shape, step.dtype, scheme)
 
 
@@ -227,6 +285,11 @@ def _sliced_experts(reader: CheckpointReader, step: Step) -> Iterator[torch.Tens
     for index in range(step.shape[0]):
         data = reader.read_slice(entry.name, index * size, size)
         yield _as_tensor(data, source, tuple(step.shape[1:])).to(step.dtype)
+
+
+def _source(reader: CheckpointReader, step: Step, dtype: torch.dtype) -> torch.Tensor:
+    entry = step.entries[0]
+    return step.part.read(reader, entry, dtype) if step.part else _read(reader, entry, dtype)
 
 
 def _read(reader: CheckpointReader, entry: TensorEntry, dtype: torch.dtype) -> torch.Tensor:

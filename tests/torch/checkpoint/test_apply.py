@@ -76,7 +76,7 @@ def test_plan_in_the_output_is_the_plan(original: Path, tmp_path: Path) -> None:
     first, second = (load_file(tmp_path / each / "model.safetensors") for each in ("out", "again"))
     assert sorted(first) == sorted(second)
     assert all(tensor.equal(second[name]) for name, tensor in first.items())
-    assert again.plan is plan
+    assert again.plan == plan
     assert not (tmp_path / "again" / RULES_NAME).exists()
     assert "rulequant apply SOURCE --plan rulequant-plan.json -o OUTPUT" in (tmp_path / "again/README.md").read_text()
 

@@ -153,8 +153,9 @@ def test_falcon(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """FalconLinear, which stock leaves alone without a word, is quantized, loads, and runs."""
     rules = rules_of(NF4, quantizable_types=["FalconLinear"])
     diagnostic = refusal(checkpoints["falcon"], rules)
-    assert diagnostic.code == "RQ505"
-    assert "transformer.h.0.mlp.dense_4h_to_h (FalconLinear)" in diagnostic.message
+    assert diagnostic.code == "RQ551"
+    assert "no quantized layer of a FalconLinear: transformer.h.0.self_attention.query_key_value" in diagnostic.message
+    assert diagnostic.message.endswith(" and 5 more")
     done = applied(checkpoints["falcon"], rules, tmp_path / "out")
     assert (done.container, done.plan.summary["quantized"]) == ("rulequant", 8)
     _check_own_container(tmp_path / "out", checkpoints["falcon"], rules)

@@ -19,7 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from rulequant.errors import ModelError
 from rulequant.torch.checkpoint import skiplist
 from rulequant.torch.checkpoint.siblings import sibling_models
-from rulequant.torch.checkpoint.skiplist import stock_skip_list
+from rulequant.torch.checkpoint.skiplist import stock_skip_list, vllm_dispute
 
 AWKWARD = (
     "proj",
@@ -152,6 +152,31 @@ def test_merged_layers_of_vllm(kept: tuple[str, ...], whole: str, told: bool) ->
     parent = "mlp" if whole == "gate_up_proj" else "self_attn"
     assert (f"model.layers.0.{parent}.{whole}" in entries) is told
     assert (f"layers.0.{parent}.{whole}" in entries) is told
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "t5", "opt", "phi3", "gpt_neox"])
+def test_vllm_decides_alike(name: str) -> None:
+    """Read literally, the list says the same of every module, of one layer that stays as of a kind that does."""
+    model = built(name)
+    linear = {each for each, module in model.named_modules() if type(module) is nn.Linear}
+    heads = ("lm_head", "embed_out", "wo", "score", "decoder", "seq_relationship")
+    last = sorted(each.rpartition(".")[2] for each in linear)[0]
+    for kept in (set(), layers_of(model, last), {each for each in linear if ".0." in each}):
+        quantized = {each for each in linear - kept if not each.endswith(heads) and "cls." not in each}
+        skip = stock_skip_list(model, quantized)
+        assert stock(model, skip) == quantized
+        assert vllm_dispute(model, quantized, skip) is None, skip
+
+
+def test_plain_names_beside_expressions() -> None:
+    """Where transformers needs a regular expression, vLLM finds the plain names, as far as they do no harm."""
+    model = tree(["a.proj", "a.x_proj", "b.q_proj"])
+    skip = stock_skip_list(model, {"a.x_proj", "b.q_proj"})
+    assert vllm_dispute(model, {"a.x_proj", "b.q_proj"}, skip) is None
+    awkward = tree(["head", "encoder.head"])
+    skip = stock_skip_list(awkward, {"encoder.head"})
+    assert skip == ["^head"]
+    assert vllm_dispute(awkward, {"encoder.head"}, skip) == "head"
 
 
 def test_many_layers_are_few_entries(monkeypatch: pytest.MonkeyPatch) -> None:

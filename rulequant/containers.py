@@ -1,0 +1,147 @@
+"""Who is to load a checkpoint: plain transformers, where its bitsandbytes loader can express the plan, or rulequant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Literal, cast
+
+from rulequant.diagnostics import Diagnostic, Severity
+from rulequant.inventory import Inventory, ModuleInfo
+from rulequant.plan import Decision, Plan
+from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
+from rulequant.unfused import LAYOUT, expert_count, expert_linear
+from rulequant.vllm import vllm_notes
+
+__all__ = ["ContainerName", "container_problem", "in_container", "used_schemes"]
+
+ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
+_REMEDY = "let the container be `rulequant`, or change the rules"
+_CODES = frozenset({"RQ451", "RQ452", "RQ453", "RQ454", "RQ553", "RQ502", "RQ503", "RQ504", "RQ505", "RQ551", "RQ552"})
+"""What is said about containers, and so is no longer true of another."""
+_LISTED = 3
+
+
+def in_container(
+    plan: Plan, inventory: Inventory, wanted: ContainerName = "auto", *, problems: Iterable[Diagnostic] = ()
+) -> Plan:
+    """The plan with its container, the bytes there, and what stands in the way of it or of vLLM.
+
+    `auto` is plain bitsandbytes wherever transformers can load that. `problems` are obstacles beside those that a plan
+    and an inventory tell. A plan that quantizes nothing, or not a model of transformers, has no container.
+    """
+    others = tuple(each for each in plan.diagnostics if each.code not in _CODES)
+    if inventory.model_type is None or not any(plan.quantized):
+        return replace(plan, container=None, diagnostics=others)
+    obstacles = [*_obstacles(plan, inventory), *problems]
+    name = wanted if wanted != "auto" else "rulequant" if obstacles else "bitsandbytes"
+    placed = replace(plan, container=name, decisions=tuple(_placed(plan, inventory, plain=name == "bitsandbytes")))
+    said = obstacles if name == "bitsandbytes" and obstacles else vllm_notes(placed, inventory)
+    cautions = _cautions(placed, inventory) if name == "bitsandbytes" else ()
+    return replace(placed, diagnostics=(*others, *cautions, *said))
+
+
+def container_problem(code: str, message: str) -> Diagnostic:
+    """An obstacle to a plain bitsandbytes checkpoint."""
+    return Diagnostic(code, message, remedy=_REMEDY)
+
+
+def used_schemes(plan: Plan) -> dict[str, Scheme]:
+    """The schemes that some module gets, in the order of the model."""
+    names = dict.fromkeys(cast(str, each.scheme) for each in plan.quantized)
+    return {name: plan.schemes[name] for name in names}
+
+
+def _placed(plan: Plan, inventory: Inventory, *, plain: bool) -> Iterator[Decision]:
+    """The decisions with the bytes of a container: experts that are taken apart have records of their own each."""
+    for each in plan.decisions:
+        info = inventory.by_name[each.name]
+        if not (info.stock_linears and each.scheme):
+            yield each
+            continue
+        scheme = plan.schemes[each.scheme]
+        nbytes = _apart(info, scheme) if plain else scheme.bytes_after(info)
+        yield replace(each, bytes_after=nbytes)
+
+
+def _apart(info: ModuleInfo, scheme: Scheme) -> int:
+    one = sum(scheme.bytes_after(expert_linear(info, 0, matrix)) for matrix in LAYOUT)
+    return expert_count(info) * one
+
+
+def _cautions(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    """What the schemes say of the Linear layers of an expert, which nobody was asked about before."""
+    for each in plan.quantized:
+        info, scheme = inventory.by_name[each.name], plan.schemes[cast(str, each.scheme)]
+        if info.stock_linears:
+            for matrix in LAYOUT:
+                linear = expert_linear(info, 0, matrix)
+                if text := scheme.caution(linear):
+                    yield Diagnostic("RQ552", f"`{linear.name}`: {text}", severity=Severity.WARNING, remedy=(
+                        "choose a smaller blocksize or int8, or the container rulequant"))  # fmt: skip
+                    return
+
+
+def _obstacles(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    """All that keeps the plan out of a plain bitsandbytes checkpoint, each with modules that stand in the way."""
+    used = used_schemes(plan)
+    known = {name: each for name, each in used.items() if isinstance(each, Bnb4bit | BnbInt8)}
+    for name in used.keys() - known.keys():
+        yield container_problem(
+            "RQ502",
+            f"transformers' bitsandbytes loader does not know the method `{used[name].method}` "
+            f"({_example(plan, name)})",
+        )
+    methods = {each.method: name for name, each in known.items()}
+    if len(methods) > 1:
+        examples = ", ".join(_example(plan, name) for _, name in sorted(methods.items()))
+        yield container_problem("RQ503", f"a bitsandbytes checkpoint holds 4-bit or int8 modules, not both: {examples}")
+    else:
+        yield from _shared_settings(plan, inventory, known)
+    yield from _foreign_modules(plan, inventory)
+
+
+def _shared_settings(plan: Plan, inventory: Inventory, used: Mapping[str, Scheme]) -> Iterator[Diagnostic]:
+    for setting in ("threshold", "compute_dtype", "quant_storage"):
+        values = {_setting(each, setting, plan, inventory): name for name, each in used.items()}
+        if len(values) > 1:
+            examples = ", ".join(f"{value} for {_example(plan, name)}" for value, name in values.items())
+            message = f"all modules of a bitsandbytes checkpoint share one `{setting}`: {examples}"
+            yield container_problem("RQ504", message)
+
+
+def _setting(scheme: Scheme, name: str, plan: Plan, inventory: Inventory) -> object:
+    value: object = getattr(scheme, name, None)
+    if (name, value) != ("compute_dtype", "auto"):
+        return value
+    first = next(iter(plan.quantized))
+    return inventory.by_name[first.name].tensors[0].dtype
+
+
+def _foreign_modules(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    """Modules that the loader does not replace: it knows `nn.Linear` itself, `Conv1D`, and experts of Llama 4."""
+    foreign: dict[str, list[str]] = {}
+    for each in plan.quantized:
+        info = inventory.by_name[each.name]
+        if not ((info.kind == "linear" and info.type == "Linear") or info.kind == "conv1d" or info.stock_linears):
+            foreign.setdefault(info.type, []).append(info.name)
+        elif info.aliases:
+            yield container_problem(
+                "RQ551",
+                f"transformers' bitsandbytes loader replaces {info.name} only there, and not as {info.aliases[0]}",
+            )
+    for kind, names in foreign.items():
+        yield container_problem(
+            "RQ551", f"transformers' bitsandbytes loader makes no quantized layer of a {kind}: {_listed(names)}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _example(plan: Plan, scheme: str) -> str:
+    names = [each.name for each in plan.quantized if each.scheme == scheme]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"`{scheme}` on {names[0]}{more}"
