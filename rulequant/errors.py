@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["CheckpointError", "MissingExtraError", "ModelError", "RulequantError", "UsageError"]
+__all__ = ["CheckpointError", "MissingExtraError", "ModelError", "ResumableError", "RulequantError", "UsageError"]
 
 
 class RulequantError(Exception):
@@ -38,3 +38,7 @@ class ModelError(RulequantError):
 
 class CheckpointError(RulequantError):
     """A checkpoint cannot be read, trusted or written."""
+
+
+class ResumableError(CheckpointError):
+    """A disk or a worker failed, or there is no space: the same run may succeed later, and what it finished is kept."""

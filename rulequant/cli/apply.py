@@ -13,6 +13,7 @@ import click
 from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option, model_options
 from rulequant.cli.sizes import SIZE
+from rulequant.cli.stopping import stops_cleanly
 from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ EXAMPLES = (
 @click.option("--container", type=click.Choice(("auto", "bitsandbytes", "rulequant")), default="auto",
               show_default=True, help="Who loads OUT: plain transformers (bitsandbytes), or transformers after `import "
               "rulequant.torch.transformers`. auto: the first, where it can express the plan.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Begin anew, whatever an interrupted run has finished.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors and warnings only.")
 @format_option()
 @model_options
@@ -54,6 +56,7 @@ def command(
     plan_file: Path | None,
     max_shard_size: int,
     container: ContainerName,
+    restart: bool,
     quiet: bool,
     form: str,
     trust_remote_code: bool,
@@ -68,7 +71,8 @@ def command(
     on where it stopped. HF_TOKEN or `hf auth login` let it read what is private or gated.
 
     OUT appears when it is complete and on the disk, and not before: whatever interrupts the run, nothing that looks
-    like a finished checkpoint is left behind.
+    like a finished checkpoint is left behind. The same command again goes on with the files that were finished, once
+    their hashes are checked.
 
     Exits 1 if the rules do not fit the model or no checkpoint can hold what they ask for.
     """
@@ -78,12 +82,13 @@ def command(
     _check_output(output)
     began = time.monotonic()
     try:
-        applied = _apply(
-            model, rules, plan_file, output, max_shard_size,
-            container=container, quiet=quiet, trust_remote_code=trust_remote_code, revision=revision,
-        )  # fmt: skip
+        with stops_cleanly():
+            applied = _apply(
+                model, rules, plan_file, output, max_shard_size, container=container, restart=restart, quiet=quiet,
+                trust_remote_code=trust_remote_code, revision=revision,
+            )  # fmt: skip
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(*interrupt.args, _what_is_left(output)) from interrupt
+        raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
     seconds = time.monotonic() - began
     if not quiet:
         _summarize(applied, seconds)
@@ -117,6 +122,7 @@ def _apply(
     max_shard_bytes: int,
     *,
     container: ContainerName,
+    restart: bool,
     quiet: bool,
     trust_remote_code: bool,
     revision: str | None,
@@ -143,6 +149,7 @@ def _apply(
                 made_with=ruleset,
                 container=container,
                 max_shard_bytes=max_shard_bytes,
+                restart=restart,
                 progress=progress,
                 notice=terminal.note,
             )

@@ -18,9 +18,9 @@ from rulequant.diagnostics import DiagnosticsError
 from rulequant.errors import RulequantError
 from rulequant.report.overview import exit_code
 
-__all__ = ["INTERNAL_ERROR", "INTERRUPTED", "OK", "main", "run"]
+__all__ = ["INTERNAL_ERROR", "INTERRUPTED", "OK", "TERMINATED", "main", "run"]
 
-OK, INTERNAL_ERROR, INTERRUPTED = 0, 3, 130
+OK, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 0, 3, 130, 143
 
 
 def main() -> NoReturn:
@@ -94,11 +94,14 @@ def _refused(error: RulequantError) -> int:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> int:
-    """130 is what a shell reports for a process that SIGINT ended."""
+    """130 and 143 are what a shell reports for a process that SIGINT or SIGTERM ended."""
+    from rulequant.cli.stopping import Terminated
+
+    terminated = isinstance(interrupt, Terminated)
     what = "".join(f"; {each}" for each in interrupt.args)
     with contextlib.suppress(OSError):
-        terminal.message(f"interrupted{what}")
-    return INTERRUPTED
+        terminal.message(f"{'terminated' if terminated else 'interrupted'}{what}")
+    return TERMINATED if terminated else INTERRUPTED
 
 
 def _defect(error: Exception) -> int:

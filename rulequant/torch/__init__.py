@@ -71,6 +71,7 @@ def apply_checkpoint(
     *,
     container: Literal["auto", "bitsandbytes", "rulequant"] = "auto",
     max_shard_bytes: int = 5_000_000_000,
+    restart: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -84,12 +85,14 @@ def apply_checkpoint(
     HF_TOKEN or what `hf auth login` stored; interrupted, the download goes on where it stopped when it is run again.
 
     The output loads with plain transformers, or after `import rulequant.torch.transformers` where stock transformers
-    cannot express the plan. It appears complete or not at all; the source is only read.
+    cannot express the plan. It appears complete or not at all; the source is only read. After an interruption the same
+    call goes on with the shards that were finished, unless `restart`.
 
     Raises:
         DiagnosticsError: the rule file has errors, does not fit the model, or no checkpoint can express the plan.
         ModelError: the source is no checkpoint that transformers can build, or the Hub does not give it.
-        CheckpointError: the source cannot be trusted, or the output cannot be written.
+        CheckpointError: the source cannot be trusted, or the output cannot be written; a ResumableError where the same
+            call may go on later.
         NotFiniteError: a weight holds a value that cannot be encoded.
     """
     from rulequant.torch.checkpoint.apply import apply_to_folder
@@ -101,7 +104,9 @@ def apply_checkpoint(
         os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token, real=True
     )
     skeleton = with_weights(skeleton, ready, Path(output), container=container)
-    return apply_to_folder(skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes).plan
+    return apply_to_folder(
+        skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes, restart=restart
+    ).plan
 
 
 def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:

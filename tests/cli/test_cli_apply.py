@@ -140,20 +140,52 @@ def test_warnings_are_told(checkpoint: Path, capsys: Capture) -> None:
     assert "warning[RQ403]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("complete", [False, True])
-def test_interrupt(complete: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("told", "complete", "line"),
+    [
+        pytest.param("", False, "interrupted; nothing was written to out\n", id="before anything"),
+        pytest.param(
+            "2 of 4 shards are kept",
+            False,
+            "interrupted; nothing was written to out; 2 of 4 shards are kept\n",
+            id="half way",
+        ),
+        pytest.param("", True, "interrupted; out is complete\n", id="too late"),
+    ],
+)
+def test_interrupt(
+    told: str, complete: bool, line: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     """Ctrl-C says what became of the output."""
     from rulequant.torch.checkpoint import apply as apply_module
 
     def interrupted(*_: object, **__: object) -> Plan:
         if complete:
             Path("out").mkdir()
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(told) if told else KeyboardInterrupt
 
     monkeypatch.setattr(apply_module, "apply_to_folder", interrupted)
     assert run(["apply", str(checkpoint), "-o", "out"]) == 130
-    told = "out is complete" if complete else "nothing was written to out"
-    assert capsys.readouterr().err == f"interrupted; {told}\n"
+    assert capsys.readouterr().err == line
+
+
+def test_restart(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """The same command again takes what is there; `--restart` does not."""
+    from rulequant.cli import progress as progress_module
+
+    class Stopped(progress_module.Silent):
+        def advance(self, tensor: str, nbytes: int) -> None:
+            if tensor.endswith("layers.1.mlp.down_proj.weight"):
+                raise KeyboardInterrupt
+
+    command = ["apply", str(checkpoint), "-o", "out", "--max-shard-size", "10KB"]
+    with monkeypatch.context() as patch:
+        patch.setattr(progress_module, "choose_progress", lambda quiet: Stopped())
+        assert run(command) == 130
+        assert run(command) == 130
+    assert "\nchecking " in capsys.readouterr().err
+    assert run([*command, "--restart"]) == 0
+    assert capsys.readouterr().err.startswith("removing what an interrupted run left in ")
 
 
 def test_inventory_and_plan_agree(checkpoint: Path, capsys: Capture) -> None:

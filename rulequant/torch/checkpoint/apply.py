@@ -15,13 +15,15 @@ from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
 from rulequant.torch.checkpoint.container import ContainerName
-from rulequant.torch.checkpoint.manifest import write_manifest
+from rulequant.torch.checkpoint.manifest import own_version, write_manifest
 from rulequant.torch.checkpoint.origin import Origin, origin_of
+from rulequant.torch.checkpoint.place import check_output
 from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.recipe import make_recipe
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.shards import ShardJob, ShardResult, plan_jobs, write_shard
 from rulequant.torch.checkpoint.sources import Source, source_of
-from rulequant.torch.checkpoint.staging import Staging, check_output
+from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.stream import Step, plan_steps
 from rulequant.torch.checkpoint.writer import write_index
 from rulequant.torch.skeleton import Skeleton
@@ -68,6 +70,7 @@ def apply_to_folder(
     made_with: RuleSet | None = None,
     container: ContainerName = "auto",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    restart: bool = False,
     progress: Progress | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Applied:
@@ -76,18 +79,20 @@ def apply_to_folder(
     The source is only read.
 
     Nothing appears under `output` before all of it is complete and on the disk. Beside the checkpoint it gets the plan,
-    the rules and a README.md; where a plan is given, `made_with` are its rules, if they are to be kept too.
+    the rules and a README.md; where a plan is given, `made_with` are its rules, if they are to be kept too. Shards that
+    an interrupted run of the same finished are taken over, unless `restart`.
 
     Raises:
         DiagnosticsError: the rules do not fit the model, or no checkpoint can express the plan.
         CheckpointError: the source cannot be trusted, or the output cannot be written.
+        ResumableError: the same, where the next run can go on with the shards that are finished.
         NotFiniteError: a weight holds a value that cannot be encoded.
         ModelError: the model has no weights.
         UsageError: the plan is for another model, or was not made with those rules.
     """
     source, origin = source_of(skeleton), _origin(skeleton)
     check_output(output, source.folder)
-    source.config()  # which may say that the model is already quantized
+    config = source.config()  # which may say that the model is already quantized
     inventory = skeleton.inventory()
     plan = _plan(rules, inventory)
     kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
@@ -97,19 +102,34 @@ def apply_to_folder(
         keys = source.keys(reader)
         steps = plan_steps(reader, keys, plan, inventory, skeleton)
         needed = sum(step.nbytes for step in steps) + _SPARE_BYTES
-        with Staging(output, source.folder, needed, notice=notice) as stage:
-            shards = _write_shards(reader, plan_jobs(steps, max_shard_bytes), stage.path, progress)
+        jobs, fingerprint = plan_jobs(steps, max_shard_bytes), reader.fingerprint()
+        recipe = make_recipe(
+            reader.tensors.values(),
+            jobs,
+            source=fingerprint,
+            plan_sha256=plan.sha256,
+            rules_sha256=plan.rules_sha256,
+            config={"dtype": _dtype_name(skeleton), "source": config},
+            container=chosen.quant_method,
+            max_shard_bytes=max_shard_bytes,
+            versions={"rulequant": own_version(), **_versions()},
+        )
+        with Staging(
+            output, source.folder, needed, recipe=recipe, shards=len(jobs), restart=restart, notice=notice
+        ) as stage:
+            shards = _write_shards(reader, jobs, stage, progress)
             applied = _applied(plan, output, chosen.quant_method, keys.dropped, shards)
             source.write_beside(chosen, stage.path)
             _write_records(applied, kept_rules, skeleton, source, container, stage.path)
             reader.check_unchanged()
             write_manifest(
                 stage.path,
-                source=reader.fingerprint(),
+                source=fingerprint,
                 rules_sha256=plan.rules_sha256,
                 plan_sha256=plan.sha256,
                 versions=_versions(),
                 base_model=origin.to_dict() if origin else None,
+                known_sha256={shard.name: shard.sha256 for shard in shards},
             )
             stage.commit()
     return applied
@@ -160,20 +180,25 @@ def _matching(rules: RuleSet | None, plan: Plan) -> RuleSet | None:
 
 
 def _write_shards(
-    reader: CheckpointReader, jobs: list[ShardJob], folder: Path, progress: Progress | None
+    reader: CheckpointReader, jobs: list[ShardJob], stage: Staging, progress: Progress | None
 ) -> list[ShardResult]:
+    results = dict(stage.kept)
+    missing = [job for job in jobs if job.name not in results]
     if progress:
-        progress.start(sum(job.source_bytes for job in jobs), sum(len(job.steps) for job in jobs))
+        progress.start(sum(job.source_bytes for job in missing), sum(len(job.steps) for job in missing))
 
     def done(step: Step) -> None:
         if progress:
             progress.advance(step.key, step.source_bytes)
 
-    results = [write_shard(reader, job, folder, done) for job in jobs]
-    if len(results) > 1:
-        weight_map = {name: result.name for result in results for name in result.tensors}
-        write_index(folder, weight_map, total_size=sum(result.nbytes for result in results))
-    return results
+    for job in missing:
+        results[job.name] = write_shard(reader, job, stage.path, done)
+        stage.record(results[job.name])
+    ordered = [results[job.name] for job in jobs]
+    if len(ordered) > 1:
+        weight_map = {name: result.name for result in ordered for name in result.tensors}
+        write_index(stage.path, weight_map, total_size=sum(result.nbytes for result in ordered))
+    return ordered
 
 
 def _applied(

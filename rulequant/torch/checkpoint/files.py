@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from rulequant import escaping
-from rulequant.errors import CheckpointError
+from rulequant.errors import CheckpointError, ResumableError
 
 __all__ = [
     "LARGEST_INT",
@@ -73,7 +73,7 @@ def read_into(fd: int, start: int, buffer: bytearray | memoryview, path: Path) -
         try:
             count = os.preadv(fd, [view[done : done + MAX_CALL_BYTES]], start + done)
         except OSError as error:
-            raise CheckpointError(f"{printable(path)}: cannot read: {error.strerror}") from error
+            raise ResumableError(f"{printable(path)}: cannot read: {error.strerror}") from error
         if count == 0:
             raise CheckpointError(
                 f"{printable(path)}: ends at byte {start + done:,}, and {len(view) - done:,} more bytes were "
@@ -149,7 +149,7 @@ def open_regular(path: Path, *, root: Path) -> int:
     except FileNotFoundError as error:
         raise CheckpointError(f"{printable(path)}: no such file", remedy="download the checkpoint again") from error
     except OSError as error:
-        raise CheckpointError(f"{printable(path)}: cannot open: {error.strerror}") from error
+        raise ResumableError(f"{printable(path)}: cannot open: {error.strerror}") from error
     try:
         _require_regular(os.fstat(fd), path)
     except BaseException:

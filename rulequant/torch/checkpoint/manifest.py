@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,8 +20,17 @@ from rulequant.torch.checkpoint.files import (
     strict_json,
 )
 from rulequant.torch.checkpoint.partfile import PART_SUFFIX, write_file
+from rulequant.torch.checkpoint.sealed import seal
 
-__all__ = ["MANIFEST_NAME", "FileRecord", "Manifest", "check_manifest", "load_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_NAME",
+    "FileRecord",
+    "Manifest",
+    "check_manifest",
+    "load_manifest",
+    "own_version",
+    "write_manifest",
+]
 
 MANIFEST_NAME = "rulequant-manifest.json"
 
@@ -67,10 +74,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The text of the file: the data, and last the sha256 of their compact JSON form."""
-        data = self.to_dict()
-        compact = json.dumps(data, separators=(",", ":"))
-        data["manifest_sha256"] = hashlib.sha256(compact.encode("ascii")).hexdigest()
-        return (json.dumps(data, indent=2) + "\n").encode("ascii")
+        return seal(self.to_dict(), "manifest_sha256")
 
 
 def write_manifest(
@@ -98,7 +102,7 @@ def write_manifest(
         if name.endswith(PART_SUFFIX):
             raise RuntimeError(f"{name} was not finished")
         files[name] = _record(folder, name, known.get(name))
-    all_versions = {"rulequant": _own_version(), **versions}
+    all_versions = {"rulequant": own_version(), **versions}
     manifest = Manifest(files, source, rules_sha256, plan_sha256, all_versions, base_model)
     write_file(folder / MANIFEST_NAME, manifest.to_bytes())
     return manifest
@@ -227,7 +231,8 @@ def _relative(name: str) -> str:
     return name
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """The version of rulequant, as far as it is installed."""
     try:
         return metadata.version("rulequant")
     except metadata.PackageNotFoundError:

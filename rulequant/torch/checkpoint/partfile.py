@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from rulequant.errors import CheckpointError
+from rulequant.errors import ResumableError
 from rulequant.torch.checkpoint.files import MAX_CALL_BYTES, open_regular, printable, read_into, size_text
 
 __all__ = [
@@ -157,41 +157,41 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def explained(path: Path, *, needed: int = 0) -> Iterator[None]:
-    """Turn an OSError into a CheckpointError that says what could not be written, why, and what to do."""
+    """Turn an OSError into a ResumableError that says what could not be written, why, and what to do."""
     try:
         yield
     except OSError as error:
         raise _write_error(path, error, needed) from error
 
 
-def _write_error(path: Path, error: OSError, needed: int) -> CheckpointError:
+def _write_error(path: Path, error: OSError, needed: int) -> ResumableError:
     where = printable(path)
     if error.errno in _NO_SPACE:
         return _no_space(path, needed)
     if error.errno == errno.EFBIG:
-        return CheckpointError(
+        return ResumableError(
             f"{where}: the file would be larger than is allowed here{_size_limit()}",
             remedy="raise the limit (`ulimit -f`), choose another file system, or write smaller shards",
         )
     if error.errno in _NO_PERMISSION:
-        return CheckpointError(
+        return ResumableError(
             f"{where}: no permission to write: {error.strerror}",
             remedy="choose a folder that you may write to, or change its permissions",
         )
     if error.errno == errno.EROFS:
-        return CheckpointError(
+        return ResumableError(
             f"{where}: cannot write: the file system is read-only", remedy="choose a folder elsewhere"
         )
-    return CheckpointError(f"{where}: cannot write: {error.strerror}", remedy="choose a folder elsewhere")
+    return ResumableError(f"{where}: cannot write: {error.strerror}", remedy="choose a folder elsewhere")
 
 
-def _no_space(path: Path, needed: int) -> CheckpointError:
+def _no_space(path: Path, needed: int) -> ResumableError:
     needs = f"needs {size_text(needed)} more, " if needed else ""
     try:
         has = f"the device has {size_text(free_bytes(path.parent))} left"
     except OSError:
         has = "the device has too little left"
-    return CheckpointError(
+    return ResumableError(
         f"no space left on the device for {printable(path)}: {needs}{has}",
         remedy="free some space (or raise the quota), or choose a folder on another device",
     )

@@ -15,8 +15,8 @@ from rulequant.torch.checkpoint.apply import check_same_model
 from rulequant.torch.checkpoint.container import ContainerName, choose_container
 from rulequant.torch.checkpoint.files import printable, size_text
 from rulequant.torch.checkpoint.partfile import free_bytes
+from rulequant.torch.checkpoint.place import check_output
 from rulequant.torch.checkpoint.sidefiles import source_config
-from rulequant.torch.checkpoint.staging import check_output
 from rulequant.torch.skeleton import Skeleton
 
 if TYPE_CHECKING:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rulequant.torch.checkpoint.files import hash_file
+from rulequant.torch.checkpoint.partfile import explained
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.stream import Step, encode_step
 from rulequant.torch.checkpoint.writer import ShardWriter, estimate_header, plan_shards, shard_names
@@ -36,6 +38,9 @@ class ShardResult:
     name: str
     tensors: Mapping[str, int]
     """Bytes by tensor name, in the order of the file."""
+    size: int
+    """Bytes of the file."""
+    sha256: str
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +77,10 @@ def write_shard(
                 writer.add(tensor.name, tensor.dtype, tensor.shape, tensor.data)
                 sizes[tensor.name] = tensor.data.nbytes
             done(step)
-    return ShardResult(job.name, sizes)
+    path = folder / job.name
+    with explained(path):
+        # Right after writing: the bytes are read from the memory that the system still holds them in.
+        return ShardResult(job.name, sizes, path.stat().st_size, hash_file(path, root=folder))
 
 
 def _header_reserve(steps: Sequence[Step]) -> int:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from rulequant.errors import CheckpointError
+from rulequant.errors import CheckpointError, ResumableError, RulequantError
 from rulequant.torch.checkpoint.files import printable, size_text
+from rulequant.torch.checkpoint.journal import Journal
 from rulequant.torch.checkpoint.partfile import PART_SUFFIX, explained, free_bytes, sync_file, sync_folder
+from rulequant.torch.checkpoint.place import check_output
+from rulequant.torch.checkpoint.recipe import Recipe
+from rulequant.torch.checkpoint.rename import rename_without_replacing
+from rulequant.torch.checkpoint.shards import ShardResult
 
-__all__ = ["STAGING_SUFFIX", "Staging", "check_output", "rename_without_replacing"]
+__all__ = ["STAGING_SUFFIX", "Staging"]
 
 STAGING_SUFFIX = ".rulequant-staging"
 
@@ -25,46 +29,17 @@ STAGING_SUFFIX = ".rulequant-staging"
 _LOCK_NAME = "lock"
 _FILES_NAME = "checkpoint"
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-# What the kernel or a file system without RENAME_NOREPLACE answers.
-_NO_RENAMEAT2 = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _LOCK_ATTEMPTS = 100
-
-
-def check_output(output: Path, source: Path | None = None) -> None:
-    """Refuse an output that exists, has no writable folder to be in, or overlaps with the source.
-
-    Raises:
-        CheckpointError: saying which, and what to choose instead.
-    """
-    _refuse_overlap(output, source)
-    where = printable(output)
-    if os.path.lexists(output):
-        raise CheckpointError(
-            f"{where}: the output already exists; nothing is ever replaced",
-            remedy="choose another output, or remove this one first",
-        )
-    parent = output.parent
-    if not parent.is_dir():
-        raise CheckpointError(
-            f"{where}: {printable(parent)} is not a folder, so the output cannot be made in it",
-            remedy="make that folder first, or choose another output",
-        )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise CheckpointError(
-            f"{where}: no permission to write in {printable(parent)}",
-            remedy="choose a folder that you may write to, or change its permissions",
-        )
 
 
 class Staging:
     """A hidden folder `.<output>.rulequant-staging` beside the output, locked against a second run.
 
-    Write into `path`, then `commit`: the output appears complete, in one step, or not at all. Leaving the
-    `with` block without a commit removes everything. A killed process leaves the hidden folder, which the
-    next run for the same output removes after a notice.
+    Write into `path`, `record` each shard that is finished, then `commit`: the output appears complete, in one step,
+    or not at all. What interrupts the `with` block and may be over at the next run leaves the folder with the recorded
+    shards, as a kill does, and the error says so; anything else leaves nothing. The next run of the same recipe finds
+    the shards in `kept`; one of another recipe removes them after a notice.
     """
 
     def __init__(
@@ -73,15 +48,27 @@ class Staging:
         source: Path | None = None,
         needed_bytes: int = 0,
         *,
+        recipe: Recipe | None = None,
+        shards: int = 0,
+        restart: bool = False,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Nothing happens before the `with` block; `notice` is told in words what is cleared away."""
+        """Nothing happens before the `with` block; `notice` is told in words what is taken over or cleared away.
+
+        Without a recipe, or with `restart`, nothing is taken over. `shards` is their number in all, for messages.
+        """
         # Absolute, so that a change of the working folder on the way changes nothing.
         self.output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link
         self.folder = self.output.parent / f".{self.output.name}{STAGING_SUFFIX}"
         self.path = self.folder / _FILES_NAME
+        self.kept: Mapping[str, ShardResult] = {}
+        """Shards by name that are already in `path`, their bytes checked."""
+        self._journal = Journal(self.folder, self.path)
         self._source = source
         self._needed_bytes = needed_bytes
+        self._recipe = recipe
+        self._shards = shards
+        self._restart = restart
         self._notice = notice
         self._lock_fd: int | None = None
         self._keep = False
@@ -96,20 +83,29 @@ class Staging:
         self._lock_fd = self._take_lock()
         try:
             check_output(self.output)  # the run that held the lock a moment ago may have made it
-            self._remove_stale()
+            self._take_over()
             self._check_space()
-            with explained(self.path):
-                self.path.mkdir()
-        except BaseException:
-            self._leave()
+            self._begin()
+        except BaseException as error:
+            # Whatever it is: what an earlier run finished is not thrown away for it.
+            self._abandon(error, keep=self._holds_work())
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the staging folder, and with it whatever was not committed."""
-        self._leave()
+        """Remove the staging folder, or keep what is finished for the next run, and say so.
+
+        Raises:
+            ResumableError: the same error, with how to go on.
+            KeyboardInterrupt: the same.
+        """
+        self._abandon(error, keep=_may_be_over(error) and self._holds_work())
+
+    def record(self, result: ShardResult) -> None:
+        """Write down that a shard is finished, so that it need not be written again; CheckpointError if that fails."""
+        self._journal.add(result)
 
     def commit(self) -> None:
         """Bring all names to the disk and rename the folder to the output, replacing nothing.
@@ -128,7 +124,14 @@ class Staging:
                     raise
                 self._keep = True
                 raise self._taken() from error
+        self._journal.remove()
+        try:
             sync_folder(self.output.parent)
+        except OSError as error:
+            raise CheckpointError(
+                f"{printable(self.output)}: complete, but its name could not be brought to the disk: {error.strerror}",
+                remedy="before you rely on it, see that it is still there after the system was shut down",
+            ) from error
 
     def _taken(self) -> CheckpointError:
         return CheckpointError(
@@ -178,29 +181,86 @@ class Staging:
             remedy="wait until that has ended, or choose another output",
         )
 
-    def _remove_stale(self) -> None:
+    def _take_over(self) -> None:
+        """Take what an interrupted run finished, or say why not and remove it."""
         if not os.path.lexists(self.path):
+            self._journal.remove()
             return
-        self._notice(f"removing what an interrupted run left in {printable(self.folder)}")
+        why_not = self._why_not_taken_over()
+        if why_not is None:
+            self._check_kept()
+            return
+        why = f": {why_not}" if why_not else ""
+        self._notice(f"removing what an interrupted run left in {printable(self.folder)}{why}")
+        self._journal.remove()
         with explained(self.path):
             shutil.rmtree(self.path)
+
+    def _why_not_taken_over(self) -> str | None:
+        """None where what is there may be used; otherwise the reason, empty where there is none worth telling."""
+        if self._recipe is None or self._restart or not self._journal.names or self.path.is_symlink():
+            return ""
+        if any(each.lstat().st_uid != os.geteuid() for each in (self.folder, self.path)):
+            return "it belongs to another user"
+        found = self._journal.found()
+        if found is None:
+            return "what it was making cannot be read"
+        differences = self._recipe.differences(found)
+        return f"it was made with {' and '.join(differences)}" if differences else None
+
+    def _check_kept(self) -> None:
+        names = self._journal.names
+        self._notice(
+            f"checking {len(names)} of {self._shards} shards that an interrupted run left in {printable(self.folder)}"
+        )
+        self.kept = self._journal.take()
+        lost = ", ".join(name for name in names if name not in self.kept)
+        if lost:
+            self._notice(f"written again, since the bytes are not those that were written: {printable(lost)}")
+
+    def _begin(self) -> None:
+        with explained(self.path):
+            self.path.mkdir(exist_ok=True)
+        if self._recipe is not None:
+            self._journal.begin(self._recipe)
 
     def _check_space(self) -> None:
         with explained(self.output):
             free = free_bytes(self.folder)
-        if free < self._needed_bytes:
-            raise CheckpointError(
-                f"{printable(self.output)}: not enough space: needs {size_text(self._needed_bytes)}, "
+        needed = self._needed_bytes - sum(each.nbytes for each in self.kept.values())
+        if free < needed:
+            raise ResumableError(
+                f"{printable(self.output)}: not enough space: needs {size_text(needed)}, "
                 f"{printable(self.output.parent)} has {size_text(free)} free",
                 remedy="free some space, or choose an output on another device",
             )
 
-    def _leave(self) -> None:
+    def _holds_work(self) -> bool:
+        return bool(self._journal.names) and os.path.lexists(self.path)
+
+    def _abandon(self, error: BaseException | None, *, keep: bool) -> None:
+        """Leave, and tell how to go on: in the error where its words are ours, otherwise in a notice."""
+        kept = len(self._journal.names)
+        self._leave(keep=keep)
+        if not keep or not _may_be_over(error):
+            return
+        text = (
+            f"{kept} of {self._shards} shards are kept in {printable(self.folder)}: run the same command again to go "
+            "on; `--restart` starts over, or remove that folder"
+        )
+        if isinstance(error, ResumableError):
+            raise ResumableError(error.message, remedy=f"{error.remedy or ''}\n  {text}".lstrip()) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise type(error)(text) from error
+        self._notice(text)
+
+    def _leave(self, *, keep: bool) -> None:
         fd, self._lock_fd = self._lock_fd, None
         if fd is None:
             return
-        if not self._keep:
+        if not keep and not self._keep:
             shutil.rmtree(self.path, ignore_errors=True)
+            self._journal.remove()
             # While the lock is held: who opened the file meanwhile sees that it is gone, and starts over.
             with suppress(OSError):
                 (self.folder / _LOCK_NAME).unlink()
@@ -209,62 +269,9 @@ class Staging:
         os.close(fd)
 
 
-def rename_without_replacing(source: Path, destination: Path) -> None:
-    """Rename a folder; OSError (EEXIST, ENOTEMPTY or ENOTDIR) where the destination exists.
-
-    Where the system cannot do both in one step, an empty folder made in that instant would be replaced.
-    """
-    if _renameat2(source, destination):
-        return
-    if os.path.lexists(destination):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination))
-    source.rename(destination)
-
-
-def _renameat2(source: Path, destination: Path) -> bool:
-    """Whether the kernel renamed; False where it cannot do so without replacing."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        return False
-    paths = os.fsencode(source), os.fsencode(destination)
-    if function(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], ctypes.c_uint(_RENAME_NOREPLACE)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NO_RENAMEAT2:
-        return False
-    raise OSError(code, os.strerror(code), str(source), None, str(destination))
-
-
-def _refuse_overlap(output: Path, source: Path | None) -> None:
-    if source is None or not os.path.lexists(source):
-        return
-    # Only what exists can be the same file; so the output is placed by its folder's real path.
-    real_output = Path(os.path.realpath(output.parent)) / output.name
-    real_source = Path(os.path.realpath(source))
-    if _is_within(real_output, real_source):
-        relation = "is the source itself" if _is_same(real_output, real_source) else "lies inside the source"
-    elif _is_within(real_source, Path(os.path.realpath(output))):
-        relation = "contains the source"
-    else:
-        return
-    raise CheckpointError(
-        f"{printable(output)}: the output {relation}, {printable(source)}, which is never written to",
-        remedy="choose an output outside of the source",
-    )
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    return any(_is_same(each, folder) for each in (path, *path.parents))
-
-
-def _is_same(first: Path, second: Path) -> bool:
-    # samefile, because one folder can have two names: bind mounts, file systems that ignore case.
-    if first == second:
-        return True
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False
+def _may_be_over(error: BaseException | None) -> bool:
+    """Whether the same run may get further next time: after all but what is wrong with its arguments or its source."""
+    return error is not None and (isinstance(error, ResumableError) or not isinstance(error, RulequantError))
 
 
 def _require_own_folder(folder: Path) -> None:

@@ -121,7 +121,7 @@ def _fetch_all(hub: HubModel, files: list[RemoteFile], progress: DownloadProgres
             _follow(done, len(workers), progress)
     except KeyboardInterrupt as interrupt:
         stop.set()
-        raise KeyboardInterrupt(f"what came of {hub.repo_id} stays in the Hub's cache, and {GOES_ON}") from interrupt
+        raise type(interrupt)(f"what came of {hub.repo_id} stays in the Hub's cache, and {GOES_ON}") from interrupt
 
 
 def _next(waiting: Iterator[RemoteFile], lock: threading.Lock) -> RemoteFile | None:

@@ -1,8 +1,7 @@
-"""Whatever stops a run, the output is absent or complete, nothing else is left, and a rerun works."""
+"""Whatever stops a run, the output is absent or complete, what can be gone on with is kept, and a rerun works."""
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apply_stops import Stop, contents, interrupt, kill, names
 from children import in_child
 from tiny_models import save_tiny
 
@@ -36,52 +36,50 @@ def run(source: Path, output: Path, **options: Any) -> Applied:
     return apply_to_folder(build_skeleton(str(source)), rules, output, max_shard_bytes=30_000, **options)
 
 
-class Stop:
-    """Progress that does something after so many tensors."""
-
-    def __init__(self, after: int, action: Any) -> None:
-        self.after, self.action = after, action
-
-    def start(self, total_bytes: int, tensors: int) -> None:
-        pass
-
-    def advance(self, tensor: str, nbytes: int) -> None:
-        self.after -= 1
-        if self.after == 0:
-            self.action()
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run that nothing stopped, in four shards."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(source, output)
+    return contents(output)
 
 
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
-
-
-@pytest.mark.parametrize("after", [1, 10, 21])
-def test_interrupt_leaves_nothing(after: int, source: Path, tmp_path: Path) -> None:
-    """Ctrl-C at the first tensor, midway and at the last."""
-    with pytest.raises(KeyboardInterrupt):
-        run(source, tmp_path / "out", progress=Stop(after, _interrupt))
+def test_interrupt_before_a_shard_is_finished(source: Path, tmp_path: Path) -> None:
+    """Ctrl-C at the first tensor leaves nothing: there is nothing to go on with."""
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(source, tmp_path / "out", progress=Stop(1, interrupt))
+    assert str(raised.value) == ""
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(("after", "kept"), [(10, 2), (21, 3)])
+def test_interrupt_keeps_what_is_finished(
+    after: int, kept: int, source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Ctrl-C midway and at the last tensor: it says how to go on, and a rerun gives the bytes of an undisturbed run."""
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(source, tmp_path / "out", progress=Stop(after, interrupt))
+    staging = tmp_path / ".out.rulequant-staging"
+    assert str(raised.value) == (
+        f"{kept} of 4 shards are kept in {staging}: run the same command again to go on; `--restart` starts over, or "
+        "remove that folder"
+    )
+    assert names(tmp_path) == [staging.name]
+    assert names(staging / "checkpoint") == [f"model-0000{number + 1}-of-00004.safetensors" for number in range(kept)]
+    run(source, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert contents(tmp_path / "out") == undisturbed
+
+
 def kill_after(source: Path, output: Path, after: int) -> None:
-    run(source, output, progress=Stop(after, _kill))
+    run(source, output, progress=Stop(after, kill))
 
 
-@pytest.mark.parametrize("after", [1, 13, 21])
-def test_kill_leaves_only_the_staging_folder(after: int, source: Path, tmp_path: Path) -> None:
-    """No output, and a rerun says what it clears away, and gives the bytes of an undisturbed run."""
+@pytest.mark.parametrize(("after", "told"), [(1, "removing what"), (10, "checking 2 of 4"), (21, "checking 3 of 4")])
+def test_kill_leaves_only_the_staging_folder(
+    after: int, told: str, source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """No output, and a rerun says what it makes of the rest, and gives the bytes of an undisturbed run."""
     place = tmp_path / "place"
     place.mkdir()
     code, _ = in_child(kill_after, source, place / "out", after, report=tmp_path / "report")
@@ -89,30 +87,9 @@ def test_kill_leaves_only_the_staging_folder(after: int, source: Path, tmp_path:
     assert names(place) == [".out.rulequant-staging"]
     notices: list[str] = []
     run(source, place / "out", notice=notices.append)
-    assert [each for each in notices if "interrupted run" in each] == notices != []
+    assert [each[: len(told)] for each in notices] == [told]
     assert names(place) == ["out"]
-    run(source, tmp_path / "undisturbed")
-    assert contents(place / "out") == contents(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
-@pytest.mark.parametrize("number", [1, 5, 10])
-def test_full_disk(call: str, number: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No space in any write, sync or rename is told with the file, and nothing stays."""
-    home: Any = Path if call == "replace" else os
-    usual, calls = getattr(home, call), 0
-
-    def fail(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return usual(*arguments, **options)
-
-    monkeypatch.setattr(home, call, fail)
-    with pytest.raises(CheckpointError, match=r"no space left on the device for .*staging/checkpoint/[\w.-]+: "):
-        run(source, tmp_path / "out")
-    assert names(tmp_path) == []
+    assert contents(place / "out") == undisturbed
 
 
 def with_size_limit(source: Path, output: Path) -> str:
@@ -125,7 +102,7 @@ def with_size_limit(source: Path, output: Path) -> str:
 
 
 def test_limit_on_file_size(source: Path, tmp_path: Path) -> None:
-    """A file that may not grow any more is told with the limit, and nothing stays."""
+    """A file that may not grow any more is told with the limit, and nothing stays where no shard was finished."""
     place = tmp_path / "place"
     place.mkdir()
     code, text = in_child(with_size_limit, source, place / "out", report=tmp_path / "report")

@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "CheckpointError" in done.stderr
+    assert "ResumableError" in done.stderr
     assert "x: the file would be larger than is allowed here (1,000 bytes)" in done.stderr
     assert _names(tmp_path) == []
 
