@@ -242,7 +242,9 @@ def family(request: pytest.FixtureRequest) -> Family:
     built |= {
         label: _build(each.architecture, each.config) for label, each in SIBLINGS.items() if each.rules == request.param
     }
-    return Family(request.param, built, {label: make_plan(rules, each.inventory) for label, each in built.items()})
+    return Family(
+        request.param, built, {label: make_plan(rules, each.inventory, None) for label, each in built.items()}
+    )
 
 
 def _text(name: str) -> str:
