@@ -20,7 +20,7 @@ from rulequant.errors import UsageError
 if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule file
     from rulequant.inventory import ModuleInfo, TensorInfo
 
-__all__ = ["BUILTIN", "ENTRY_POINTS", "Bnb4bit", "BnbInt8", "Scheme", "Slicing", "methods", "scheme_class"]
+__all__ = ["BUILTIN", "ENTRY_POINTS", "WORK", "Bnb4bit", "BnbInt8", "Scheme", "Slicing", "methods", "scheme_class"]
 
 ENTRY_POINTS = "rulequant.schemes"
 NESTED_BLOCKSIZE = 256
@@ -33,6 +33,10 @@ class Slicing(NamedTuple):
     multiple: int
     """Values that every slice but the last is a multiple of."""
     work_bytes: int = 0
+
+
+WORK = ""
+"""The name of what is kept of all slices, among the names of the tensors that they make."""
 
 
 class Scheme(BaseModel):

@@ -17,10 +17,10 @@ from rulequant.cli.stopping import stops_cleanly
 from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
+    from rulequant.containers import ContainerName
     from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
-    from rulequant.torch.checkpoint.apply import Applied
-    from rulequant.torch.checkpoint.container import ContainerName
+    from rulequant.torch.checkpoint.write import Applied
     from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["command"]

@@ -1,13 +1,14 @@
-"""Inspecting, swapping and writing models: everything that imports torch lives here."""
+"""Inspecting, swapping and writing models: everything that imports torch lives here.
+
+torch itself is imported by the functions: parts of this package, which read and write files, do without it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import UsageError
@@ -15,8 +16,9 @@ from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.inspect import inspect_model
-from rulequant.torch.swap import swap_layers
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["apply", "apply_checkpoint", "load_quantized", "plan"]
 
@@ -34,6 +36,10 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
         ModelError: the model holds a tensor that has no shape or no known dtype yet.
         UsageError: the model is no `nn.Module`.
     """
+    from torch import nn
+
+    from rulequant.torch.inspect import inspect_model
+
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"the model is a {type(model).__name__}, not an nn.Module",
@@ -57,6 +63,8 @@ def apply(model: nn.Module, rules: Rules) -> Plan:
 
     Whichever is raised, the model is unchanged.
     """
+    from rulequant.torch.swap import swap_layers
+
     made = plan(model, rules)
     if not made.ok:
         raise DiagnosticsError(each for each in made.diagnostics if each.severity is Severity.ERROR)

@@ -15,11 +15,11 @@ from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
 from rulequant.schemes import Scheme
 from rulequant.torch.calling import call_for_model
-from rulequant.torch.checkpoint.apply import check_same_model
 from rulequant.torch.checkpoint.files import printable
+from rulequant.torch.checkpoint.gathering import read_tensor
+from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME
-from rulequant.torch.checkpoint.stream import read_tensor
 from rulequant.torch.factories import factory_for
 from rulequant.torch.inspect import inspect_model
 from rulequant.torch.swap import build_layers, encoded_names

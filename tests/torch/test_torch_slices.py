@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from rulequant.inventory import ITEM_SIZES, Kind, ModuleInfo, TensorInfo
-from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
+from rulequant.schemes import WORK, Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.factories import NotFiniteError, SliceFactory, factory_for
-from rulequant.torch.factories.slices import WORK
 
 SCHEMES: dict[str, Scheme] = {
     "nf4": Bnb4bit(),

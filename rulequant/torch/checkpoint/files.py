@@ -16,6 +16,7 @@ from rulequant.errors import CheckpointError, ResumableError
 __all__ = [
     "LARGEST_INT",
     "MAX_CALL_BYTES",
+    "cut_short",
     "damaged",
     "hash_fd",
     "hash_file",
@@ -75,12 +76,17 @@ def read_into(fd: int, start: int, buffer: bytearray | memoryview, path: Path) -
         except OSError as error:
             raise ResumableError(f"{printable(path)}: cannot read: {error.strerror}") from error
         if count == 0:
-            raise CheckpointError(
-                f"{printable(path)}: ends at byte {start + done:,}, and {len(view) - done:,} more bytes were "
-                "expected: it was cut short while it was read",
-                remedy="let the download finish, or leave the file alone, and run again",
-            )
+            raise cut_short(path, start + done, len(view) - done)
         done += count
+
+
+def cut_short(path: Path, position: int, missing: int) -> CheckpointError:
+    """The error for a file that ends at a byte, with so many bytes missing."""
+    return CheckpointError(
+        f"{printable(path)}: ends at byte {position:,}, and {missing:,} more bytes were "
+        "expected: it was cut short while it was read",
+        remedy="let the download finish, or leave the file alone, and run again",
+    )
 
 
 def read_exactly(fd: int, start: int, length: int, path: Path) -> bytearray:

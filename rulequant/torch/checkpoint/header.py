@@ -13,8 +13,11 @@ from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import LARGEST_INT, damaged, printable, read_exactly, strict_json
 
 __all__ = [
+    "DTYPE_NAMES",
+    "FLOATS",
     "ITEM_SIZES",
     "MAX_HEADER_BYTES",
+    "SPELLINGS",
     "Header",
     "TensorEntry",
     "parse_header",
@@ -51,6 +54,19 @@ ITEM_SIZES: Mapping[str, int] = {
     "C64": 8,
 }
 
+# As torch and the inventory spell the dtypes that are read.
+DTYPE_NAMES: Mapping[str, str] = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+# How safetensors spells what is written; a method may well make tensors that are not read.
+SPELLINGS: Mapping[str, str] = {name: dtype for dtype, name in DTYPE_NAMES.items()} | {
+    "uint16": "U16", "uint32": "U32", "uint64": "U64", "complex64": "C64", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fn": "F8_E4M3", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2": "F8_E5M2", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}  # fmt: skip
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
 _SUB_BYTE_DTYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _LFS_MAGIC = b"version https://git-lfs"
@@ -72,6 +88,11 @@ class TensorEntry:
     def nbytes(self) -> int:
         """Size of the tensor in bytes."""
         return self.end - self.start
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of an element."""
+        return ITEM_SIZES[self.dtype]
 
     @property
     def numel(self) -> int:

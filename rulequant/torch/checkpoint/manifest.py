@@ -29,6 +29,7 @@ __all__ = [
     "check_manifest",
     "load_manifest",
     "own_version",
+    "stock_versions",
     "write_manifest",
 ]
 
@@ -229,6 +230,11 @@ def _relative(name: str) -> str:
     if not name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"not a path inside the folder: {name!r}")
     return name
+
+
+def stock_versions() -> dict[str, str]:
+    """The versions of the packages that decide the bytes, or the names, of an output."""
+    return {each: metadata.version(each) for each in ("torch", "transformers", "bitsandbytes")}
 
 
 def own_version() -> str:

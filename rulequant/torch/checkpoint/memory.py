@@ -27,6 +27,8 @@ _CHUNK = 1 << 24
 class MemoryReader(CheckpointReader):
     """The state dict of a model; what shares a parameter comes once, under its first name."""
 
+    has_files = False
+
     def __init__(self, name: str, model: nn.Module) -> None:
         """Take the tensors as they are; nothing is copied.
 
@@ -38,13 +40,13 @@ class MemoryReader(CheckpointReader):
         self.tensors = {key: _entry(key, each) for key, each in self._tensors.items()}
         self._last: tuple[str, torch.Tensor] | None = None
 
-    def read_into(self, name: str, start_byte: int, buffer: bytearray | memoryview) -> None:
+    def fill(self, entry: TensorEntry, start_byte: int, buffer: bytearray | memoryview) -> None:
         """Fill a buffer with the bytes of a tensor from its byte `start_byte` on."""
         view = memoryview(buffer).cast("B")
-        if start_byte < 0 or start_byte + len(view) > self.entry(name).nbytes:
-            raise ValueError(f"bytes {start_byte} to {start_byte + len(view)} of a tensor of {self.entry(name).nbytes}")
+        if start_byte < 0 or start_byte + len(view) > entry.nbytes:
+            raise ValueError(f"bytes {start_byte} to {start_byte + len(view)} of a tensor of {entry.nbytes}")
         if view:
-            part = self._bytes(name)[start_byte : start_byte + len(view)]
+            part = self._bytes(entry.name)[start_byte : start_byte + len(view)]
             torch.frombuffer(view, dtype=torch.uint8).copy_(part)
 
     def fingerprint(self) -> dict[str, dict[str, int]]:

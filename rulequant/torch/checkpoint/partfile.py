@@ -20,8 +20,10 @@ __all__ = [
     "copy_file",
     "explained",
     "free_bytes",
+    "open_part",
     "sync_file",
     "sync_folder",
+    "write_at",
     "write_file",
 ]
 
@@ -68,14 +70,12 @@ class PartFile:
     def write(self, data: bytes | bytearray | memoryview, offset: int, *, needed: int = 0) -> None:
         """Write all bytes at a byte offset; `needed` is what a message about a full disk says is to come."""
         fd = self._descriptor()
-        view = memoryview(data)
-        if not view.nbytes:
-            return  # an empty view of more than one dimension cannot be cast
-        view = view.cast("B")
-        with explained(self.path, needed=needed or len(view)):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(fd, view[done : done + MAX_CALL_BYTES], offset + done)
+        write_at(fd, data, offset, self.path, needed=needed)
+
+    def truncate(self, size: int) -> None:
+        """Take away what lies behind so many bytes."""
+        with explained(self.path):
+            os.ftruncate(self._descriptor(), size)
 
     def finish(self) -> None:
         """Bring the bytes to the disk and give the file its name; on failure it is removed."""
@@ -103,6 +103,24 @@ class PartFile:
         if self._fd is None:
             raise ValueError(f"{self.path} is finished or was discarded")
         return self._fd
+
+
+def open_part(path: Path) -> int:
+    """The descriptor of a `PartFile` of this path that exists, maybe in another process, for reading and writing."""
+    with explained(path):
+        return os.open(path.with_name(path.name + PART_SUFFIX), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int, path: Path, *, needed: int = 0) -> None:
+    """Write all bytes at a byte offset of an open file; errors call it by its path."""
+    view = memoryview(data)
+    if not view.nbytes:
+        return  # an empty view of more than one dimension cannot be cast
+    view = view.cast("B")
+    with explained(path, needed=needed or len(view)):
+        done = 0
+        while done < len(view):
+            done += os.pwrite(fd, view[done : done + MAX_CALL_BYTES], offset + done)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import (
+    cut_short,
     hash_fd,
     open_regular,
     printable,
@@ -54,6 +55,9 @@ class CheckpointReader:
     `tensors` is in natural order of the names; `metadata` has the free text of each shard's header.
     """
 
+    has_files = True
+    """Whether the tensors lie in files, so that `copy` works."""
+
     def __init__(self, folder: Path) -> None:
         """An empty reader; use `CheckpointReader.open`."""
         self.folder = folder
@@ -79,6 +83,16 @@ class CheckpointReader:
         except BaseException:
             reader.close()
             raise
+        return reader
+
+    @classmethod
+    def attach(cls, folder: Path, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
+        """A reader of a folder that was opened before, maybe by another process; it knows no tensors by name.
+
+        A file that is not as the fingerprint says is refused when it is opened.
+        """
+        reader = cls(folder)
+        reader._stamps = {file: _Stamp(each["size"], each["mtime_ns"]) for file, each in fingerprint.items()}
         return reader
 
     def __enter__(self) -> CheckpointReader:
@@ -132,12 +146,31 @@ class CheckpointReader:
             CheckpointError: the file changed since it was opened, or cannot be read.
             ValueError: the slice leaves the tensor.
         """
-        entry = self.entry(name)
+        self.fill(self.entry(name), start_byte, buffer)
+
+    def fill(self, entry: TensorEntry, start_byte: int, buffer: bytearray | memoryview) -> None:
+        """As `read_into`, of an entry."""
         length = memoryview(buffer).nbytes
-        if start_byte < 0 or start_byte + length > entry.nbytes:
-            raise ValueError(f"bytes {start_byte} to {start_byte + length} of a tensor of {entry.nbytes}")
+        _check_slice(entry, start_byte, length)
         with self._descriptor(entry.shard) as fd:
             read_into(fd, entry.start + start_byte, buffer, self.folder / entry.shard)
+
+    def copy(self, entry: TensorEntry, start_byte: int, length: int, copy: Callable[[int, int, int], int]) -> None:
+        """Have bytes of a tensor copied from file to file.
+
+        `copy` is called with a descriptor, an offset and a length until all are done, and returns how many it copied.
+
+        Raises:
+            CheckpointError: the file ends too early; what `copy` raises passes as it is.
+        """
+        _check_slice(entry, start_byte, length)
+        position, end = entry.start + start_byte, entry.start + start_byte + length
+        with self._descriptor(entry.shard) as fd:
+            while position < end:
+                count = copy(fd, position, end - position)
+                if count == 0:
+                    raise cut_short(self.folder / entry.shard, position, end - position)
+                position += count
 
     def sha256(self, file: str) -> str:
         """The sha256, in hex, of the index or of a shard."""
@@ -221,3 +254,8 @@ class CheckpointReader:
         idle = [name for name, each in self._open.items() if each.users == 0]
         for name in idle[: max(0, len(self._open) - _MAX_OPEN_SHARDS)]:
             os.close(self._open.pop(name).fd)
+
+
+def _check_slice(entry: TensorEntry, start_byte: int, length: int) -> None:
+    if start_byte < 0 or start_byte + length > entry.nbytes:
+        raise ValueError(f"bytes {start_byte} to {start_byte + length} of a tensor of {entry.nbytes}")

@@ -23,6 +23,7 @@ _WORDS = {
     "config_sha256": "another config.json of the model",
     "tensors_sha256": "other tensors in the model",
     "container": "another container ({old}, now {new})",
+    "mean_threads": "another number of threads of torch ({old}, now {new})",
     "max_shard_bytes": "another largest file ({old:,} bytes, now {new:,})",
     "layout_sha256": "another layout of the files",
     "encoding": "another version of rulequant",
@@ -42,6 +43,8 @@ class Recipe:
     config_sha256: str
     """Of the source's config.json, and the dtype of what is not quantized."""
     container: str
+    mean_threads: int
+    """With which torch takes the mean whose last bits depend on it."""
     max_shard_bytes: int
     layout_sha256: str
     """Of the files of the output, and what goes into each."""
@@ -71,6 +74,7 @@ def make_recipe(
     rules_sha256: str,
     config: Mapping[str, Any],
     container: str,
+    mean_threads: int,
     max_shard_bytes: int,
     versions: Mapping[str, str],
 ) -> Recipe:
@@ -82,6 +86,7 @@ def make_recipe(
         tensors_sha256=_digest(_entry(each) for each in tensors),
         config_sha256=_digest([config]),
         container=container,
+        mean_threads=mean_threads,
         max_shard_bytes=max_shard_bytes,
         layout_sha256=_digest(_layout(jobs)),
         versions=dict(sorted(versions.items())),
@@ -93,7 +98,7 @@ def _layout(jobs: Iterable[ShardJob]) -> Iterator[object]:
         yield job.name
         for step in job.steps:
             names = [entry.name for entry in step.entries]
-            yield [names, step.target, list(step.shape), str(step.dtype), step.kind, step.scheme is None]
+            yield [names, step.target, list(step.shape), step.dtype, step.kind, step.scheme is None]
 
 
 def _entry(entry: TensorEntry) -> list[object]:

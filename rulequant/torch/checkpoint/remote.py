@@ -6,16 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rulequant.containers import ContainerName
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import CheckpointError
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.apply import check_same_model
-from rulequant.torch.checkpoint.container import ContainerName, choose_container
+from rulequant.torch.checkpoint.container import choose_container
 from rulequant.torch.checkpoint.files import printable, size_text
 from rulequant.torch.checkpoint.partfile import free_bytes
 from rulequant.torch.checkpoint.place import check_output
+from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.sidefiles import source_config
 from rulequant.torch.skeleton import Skeleton
 

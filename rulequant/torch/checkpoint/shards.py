@@ -1,26 +1,27 @@
-"""Output shards as jobs of their own: which steps go into which file, and one of them written."""
+"""Output shards as jobs of their own: which steps go into which file, and files written from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from rulequant.torch.checkpoint.files import hash_file
-from rulequant.torch.checkpoint.partfile import explained
-from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.stream import Step, encode_step
-from rulequant.torch.checkpoint.writer import ShardWriter, estimate_header, plan_shards, shard_names
+from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
+from rulequant.torch.checkpoint.step import Step
+from rulequant.torch.checkpoint.units import Result, Unit
+from rulequant.torch.checkpoint.writer import plan_shards, shard_names
 
-__all__ = ["ShardJob", "ShardResult", "plan_jobs", "write_shard"]
+__all__ = ["Executor", "ShardJob", "ShardResult", "plan_jobs", "write_shards"]
 
-_ENCODED_NAMES = 8
-"""More tensors than any encoded weight becomes; for estimates only."""
+_FILES_AT_A_TIME = 2
+"""While one waits for its end, workers go on with the next."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One file of the output: its name, and the steps whose tensors it holds, in order."""
+    """One file of the output: its name, and the steps whose tensors it holds, in order. Plain data, to be pickled."""
 
     name: str
     steps: tuple[Step, ...]
@@ -29,6 +30,11 @@ class ShardJob:
     def source_bytes(self) -> int:
         """Bytes that are read for it."""
         return sum(step.source_bytes for step in self.steps)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that its file takes beyond those of its tensors, until it is complete."""
+        return sum(step.slicing.work_bytes for step in self.steps if step.slicing)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,27 @@ class ShardResult:
         return sum(size for name, size in self.tensors.items() if ".quant_state." not in name)
 
 
+class Executor(Protocol):
+    """Who carries out units: this process, or several others."""
+
+    syncs: bool
+    """Whether it can sync a file while it does something else."""
+
+    def has_room(self) -> bool:
+        """Whether a unit may be handed in now."""
+
+    def submit(self, ticket: tuple[ShardFile, int], unit: Unit) -> None:
+        """Hand a unit in, with a ticket that comes back with its result."""
+
+    def wait(self) -> tuple[tuple[ShardFile, int], Result]:
+        """The next result, of any unit.
+
+        Raises:
+            NotFiniteError: a weight holds a value that its method cannot encode.
+            CheckpointError: the source or the disk failed.
+        """
+
+
 def plan_jobs(steps: Sequence[Step], max_shard_bytes: int) -> list[ShardJob]:
     """Consecutive steps grouped into shards of at most so many bytes, save for a single larger tensor."""
     by_key = {step.key: step for step in steps}
@@ -61,35 +88,79 @@ def plan_jobs(steps: Sequence[Step], max_shard_bytes: int) -> list[ShardJob]:
     return [ShardJob(name, tuple(by_key[key] for key in group)) for name, group in zip(names, groups, strict=True)]
 
 
-def write_shard(
-    reader: CheckpointReader, job: ShardJob, folder: Path, done: Callable[[Step], None] = lambda _: None
-) -> ShardResult:
-    """Encode the steps of a shard one by one into its file; `done` is called after each.
+def write_shards(
+    jobs: Sequence[ShardJob],
+    folder: Path,
+    executor: Executor,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    done: Callable[[Step], None] = lambda _: None,
+) -> Generator[ShardResult, None, None]:
+    """Write shards into a folder, and give each as it is complete and on the disk; the bytes do not depend on who does.
+
+    `memory` is what a unit may take. `done` is called after each step. What is not complete when the caller stops, or
+    when something is raised, is removed.
 
     Raises:
         NotFiniteError: a weight holds a value that its method cannot encode.
         CheckpointError: the source or the disk failed.
+        UsageError: a row of a weight takes more memory than that.
     """
-    sizes: dict[str, int] = {}
-    with ShardWriter(folder / job.name, header_reserve=_header_reserve(job.steps)) as writer:
-        for step in job.steps:
-            for tensor in encode_step(reader, step):
-                writer.add(tensor.name, tensor.dtype, tensor.shape, tensor.data)
-                sizes[tensor.name] = tensor.data.nbytes
-            done(step)
-    path = folder / job.name
-    with explained(path):
-        # Right after writing: the bytes are read from the memory that the system still holds them in.
-        return ShardResult(job.name, sizes, path.stat().st_size, hash_file(path, root=folder))
+    schedule = _Schedule(jobs, folder, executor, memory, done)
+    try:
+        while schedule.is_busy:
+            while executor.has_room() and (unit := schedule.next_unit()) is not None:
+                executor.submit(unit[:2], unit[2])
+            complete = schedule.take(*executor.wait())
+            if complete is not None:
+                yield complete
+    finally:
+        schedule.abort()
 
 
-def _header_reserve(steps: Sequence[Step]) -> int:
-    entries: list[tuple[str, str, tuple[int, ...]]] = []
-    for step in steps:
-        if step.scheme is None:
-            entries.append((step.key, step.entries[0].dtype + "____", step.entries[0].shape))
-        else:
-            # Names of unknown suffixes: as many as there can be, each longer than any.
-            longest = f"{max(step.prefix, step.key, key=len)}{'x' * 48}"
-            entries += [(f"{longest}{number}", "BF16____", (0, 0, 0)) for number in range(_ENCODED_NAMES)]
-    return estimate_header(entries)
+class _Schedule:
+    """The files that are being written, and those that are to come."""
+
+    def __init__(
+        self,
+        jobs: Sequence[ShardJob],
+        folder: Path,
+        executor: Executor,
+        memory: int,
+        done: Callable[[Step], None],
+    ) -> None:
+        self._waiting, self._files = deque(jobs), list[ShardFile]()
+        self._folder, self._memory, self._sync, self._done = folder, memory, executor.syncs, done
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._files)
+
+    def next_unit(self) -> tuple[ShardFile, int, Unit] | None:
+        """A unit that may be done now, of the oldest file that has one; None until a result is taken."""
+        for file in self._files:
+            if (found := file.next_unit()) is not None:
+                return (file, *found)
+        if not self._waiting or len(self._files) == _FILES_AT_A_TIME:
+            return None
+        job = self._waiting.popleft()
+        self._files.append(ShardFile(self._folder / job.name, job.steps, memory=self._memory, sync=self._sync))
+        for step in self._files[-1].empty_steps:
+            self._done(step)
+        return self.next_unit()
+
+    def take(self, ticket: tuple[ShardFile, int], result: Result) -> ShardResult | None:
+        """Take a result in; returns the shard that is complete by it."""
+        file, number = ticket
+        step = file.take(number, result)
+        if step is not None:
+            self._done(step)
+        if not file.is_complete:
+            return None
+        self._files.remove(file)
+        tensors, size, sha256 = file.close()
+        return ShardResult(file.name, tensors, size, sha256)
+
+    def abort(self) -> None:
+        for file in self._files:
+            file.abort()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rulequant.containers import ContainerName
 from rulequant.diagnostics import Diagnostic, DiagnosticsError
 from rulequant.errors import ModelError
 from rulequant.inventory import Inventory
 from rulequant.plan import Plan
-from rulequant.torch.checkpoint.container import Container, ContainerName, choose_container, own_container
-from rulequant.torch.checkpoint.copies import check_copies
+from rulequant.torch.checkpoint.container import Container, choose_container, own_container
 from rulequant.torch.checkpoint.keys import KeyMap, map_keys
 from rulequant.torch.checkpoint.memory import MemoryReader
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.sidefiles import copy_side_files, source_config, write_config
+from rulequant.torch.checkpoint.sidefiles import source_config
 from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["Source", "source_of"]
@@ -45,6 +46,9 @@ class Source(Protocol):
     def open(self) -> CheckpointReader:
         """Its weights."""
 
+    def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
+        """The weights, as they were when they were opened; tensors need not be known by name."""
+
     def keys(self, reader: CheckpointReader) -> KeyMap:
         """Which tensor of the weights is which of the model.
 
@@ -52,10 +56,7 @@ class Source(Protocol):
             CheckpointError: they do not fit together.
         """
 
-    def write_beside(self, chosen: Container, folder: Path) -> None:
-        """Write what belongs beside the weights."""
-
-    def loading(self, container: str) -> str | None:
+    def loading(self) -> str | None:
         """Python that loads the output, for its card; None where the class of transformers says it."""
 
 
@@ -88,17 +89,14 @@ class _Folder:
     def open(self) -> CheckpointReader:
         return CheckpointReader.open(self.folder)
 
+    def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
+        return CheckpointReader.attach(self.folder, fingerprint)
+
     def keys(self, reader: CheckpointReader) -> KeyMap:
-        keys = map_keys(self.skeleton, reader.tensors)
-        check_copies(reader, keys.copies)
-        return keys
+        return map_keys(self.skeleton, reader.tensors)
 
-    def write_beside(self, chosen: Container, folder: Path) -> None:
-        copy_side_files(self.folder, folder)
-        write_config(self.config(), chosen.config, str(self.skeleton.dtype).removeprefix("torch."), folder)
-
-    def loading(self, container: str) -> None:
-        del container
+    def loading(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -128,14 +126,14 @@ class _Called:
     def open(self) -> CheckpointReader:
         return MemoryReader(self.skeleton.name, self.skeleton.model)
 
+    def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
+        del fingerprint
+        return self.open()
+
     def keys(self, reader: CheckpointReader) -> KeyMap:
         return KeyMap({name: name for name in reader.tensors})
 
-    def write_beside(self, chosen: Container, folder: Path) -> None:
-        """Nothing: the plan says what is quantized."""
-
-    def loading(self, container: str) -> str:
-        del container
+    def loading(self) -> str:
         return (
             "import rulequant.torch  # pip install 'rulequant[torch]'\n\n"
             f'model = rulequant.torch.load_quantized("{self.skeleton.name}", "path/to/this/folder")'

@@ -10,18 +10,18 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rulequant.inventory import Kind
-from rulequant.schemes import NESTED_BLOCKSIZE, Bnb4bit
+from rulequant.schemes import NESTED_BLOCKSIZE, WORK, Bnb4bit
 from rulequant.torch import kernels
 from rulequant.torch.factories.values import Look, check_absmax, explained
+from rulequant.torch.kernels.spans import scratch
 
-__all__ = ["WORK", "FourBitSlices", "Int8Slices", "Piece", "SliceEncoder"]
+__all__ = ["FourBitSlices", "Int8Slices", "Piece", "SliceEncoder"]
 
-WORK = ""
-"""The name of pieces that are no part of a checkpoint, but what `finish` works on."""
 _NESTED_AT_A_TIME = NESTED_BLOCKSIZE << 12
 """Blocks whose absmax is quantized at a time."""
 
@@ -107,7 +107,9 @@ class Int8Slices:
     def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
         """Values, and the scales of their rows."""
         with explained(self._shape, self._kind, start=start):
-            quantized, scales = kernels.quantize_int8(values.view(-1, self._row))
+            rows = values.view(-1, self._row)
+            out = torch.from_numpy(scratch("packed", tuple(rows.shape), np.int8))
+            quantized, scales = kernels.quantize_int8(rows, out=out)
         yield Piece("weight", start, quantized)
         yield Piece("SCB", start // self._row * scales.itemsize, scales)
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from apply_stops import Stop, contents, interrupt, kill, names
 from children import in_child
 from tiny_models import save_tiny
 
 from rulequant.errors import CheckpointError
 from rulequant.loader import load_rules
-from rulequant.torch.checkpoint.apply import Applied, apply_to_folder
+from rulequant.torch.checkpoint.apply import apply_to_folder
 from rulequant.torch.checkpoint.manifest import check_manifest
+from rulequant.torch.checkpoint.write import Applied
 from rulequant.torch.skeleton import build_skeleton
 
 NOBODY = 65534
@@ -71,7 +73,8 @@ def test_interrupt_keeps_what_is_finished(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def kill_after(source: Path, output: Path, after: int) -> None:
+def kill_after(source: Path, output: Path, after: int, threads: int) -> None:
+    torch.set_num_threads(threads)  # else it is another run: the last bits of a mean depend on it
     run(source, output, progress=Stop(after, kill))
 
 
@@ -82,7 +85,7 @@ def test_kill_leaves_only_the_staging_folder(
     """No output, and a rerun says what it makes of the rest, and gives the bytes of an undisturbed run."""
     place = tmp_path / "place"
     place.mkdir()
-    code, _ = in_child(kill_after, source, place / "out", after, report=tmp_path / "report")
+    code, _ = in_child(kill_after, source, place / "out", after, torch.get_num_threads(), report=tmp_path / "report")
     assert code == -signal.SIGKILL
     assert names(place) == [".out.rulequant-staging"]
     notices: list[str] = []

@@ -15,8 +15,8 @@ from tiny_models import save_tiny
 from rulequant.errors import CheckpointError, ResumableError
 from rulequant.torch.checkpoint import journal as journal_module
 from rulequant.torch.checkpoint import manifest as manifest_module
-from rulequant.torch.checkpoint import shards as shards_module
 from rulequant.torch.checkpoint import staging as staging_module
+from rulequant.torch.checkpoint import work as work_module
 from rulequant.torch.checkpoint.manifest import check_manifest
 from rulequant.torch.factories import NotFiniteError
 
@@ -99,7 +99,7 @@ def test_a_changed_byte_is_found(source: Path) -> None:
         ),
         pytest.param(
             {"container": "rulequant"},
-            ": it was made with another container (bitsandbytes, now rulequant)",
+            ": it was made with another plan and another container (bitsandbytes, now rulequant)",
             id="container",
         ),
         pytest.param(
@@ -129,9 +129,9 @@ def test_another_source_starts_over(source: Path) -> None:
 
 def test_another_version_starts_over(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes may differ between versions of torch."""
-    from rulequant.torch.checkpoint import apply as apply_module
+    from rulequant.torch.checkpoint import prepare as prepare_module
 
-    monkeypatch.setattr(apply_module, "_versions", lambda: {"torch": "9"})
+    monkeypatch.setattr(prepare_module, "stock_versions", lambda: {"torch": "9"})
     assert "another torch (2" in again(source)[1][0]
 
 
@@ -215,14 +215,18 @@ def test_what_a_rerun_cannot_mend_leaves_nothing(source: Path) -> None:
 def test_a_shard_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after it was written; the manifest takes that hash, and it is the right one."""
     hashed: dict[str, list[str]] = {"shards": [], "manifest": []}
-    for module, names in ((shards_module, hashed["shards"]), (manifest_module, hashed["manifest"])):
+    hash_fd, hash_file = work_module.hash_fd, manifest_module.hash_file
 
-        def hash_file(path: Path, *, root: Path, names: list[str] = names, real: Any = module.hash_file) -> str:
-            names.append(path.name)
-            text: str = real(path, root=root)
-            return text
+    def of_shard(fd: int, path: Path) -> str:
+        hashed["shards"].append(path.name)
+        return hash_fd(fd, path)
 
-        monkeypatch.setattr(module, "hash_file", hash_file)
+    def of_manifest(path: Path, *, root: Path) -> str:
+        hashed["manifest"].append(path.name)
+        return hash_file(path, root=root)
+
+    monkeypatch.setattr(work_module, "hash_fd", of_shard)
+    monkeypatch.setattr(manifest_module, "hash_file", of_manifest)
     run(save_tiny("llama", tmp_path / "llama"), tmp_path / "out", max_shard_bytes=SHARD_BYTES)
     assert hashed["shards"] == [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]
     assert not set(hashed["shards"]) & set(hashed["manifest"])

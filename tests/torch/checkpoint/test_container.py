@@ -19,8 +19,9 @@ from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.schemes import Scheme
 from rulequant.torch import apply
-from rulequant.torch.checkpoint.apply import Applied, apply_to_folder
+from rulequant.torch.checkpoint.apply import apply_to_folder
 from rulequant.torch.checkpoint.container import choose_container
+from rulequant.torch.checkpoint.write import Applied
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 
 NF4 = {"method": "bnb_4bit"}

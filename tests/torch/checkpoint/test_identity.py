@@ -15,7 +15,8 @@ from transformers import BitsAndBytesConfig
 from rulequant.loader import load_rules
 from rulequant.ruleset import RuleSet
 from rulequant.torch import apply
-from rulequant.torch.checkpoint.apply import Applied, apply_to_folder
+from rulequant.torch.checkpoint.apply import apply_to_folder
+from rulequant.torch.checkpoint.write import Applied
 from rulequant.torch.skeleton import build_skeleton
 
 SCHEMES: dict[str, dict[str, Any]] = {

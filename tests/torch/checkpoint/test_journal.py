@@ -22,6 +22,7 @@ RECIPE = Recipe(
     tensors_sha256="c" * 64,
     config_sha256="d" * 64,
     container="bitsandbytes",
+    mean_threads=2,
     max_shard_bytes=1000,
     layout_sha256="e" * 64,
     versions={"rulequant": "1", "torch": "2"},

@@ -1,0 +1,100 @@
+"""What is written, tensor by tensor: where its values lie in the source, and what becomes of them; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rulequant.inventory import Kind, TensorInfo
+from rulequant.schemes import Scheme, Slicing
+from rulequant.torch.checkpoint.header import TensorEntry
+
+__all__ = ["Block", "Merge", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A rectangle of a source tensor, and where it lies in the matrix that a step encodes, [rows, columns].
+
+    All numbers count elements.
+    """
+
+    entry: TensorEntry
+    rows: int
+    """Of the source."""
+    columns: int
+    stride: int
+    """From the beginning of one row of the source to that of the next."""
+    first: int = 0
+    """Where in the tensor the rectangle begins."""
+    row: int = 0
+    """Of the matrix, where it lies."""
+    column: int = 0
+    transposed: bool = False
+    """Whether a row of the source is a column of the matrix."""
+
+    @property
+    def height(self) -> int:
+        """Rows of the matrix."""
+        return self.columns if self.transposed else self.rows
+
+    @property
+    def width(self) -> int:
+        """Columns of the matrix."""
+        return self.rows if self.transposed else self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Source tensors whose rectangles only transformers' own code puts together, in memory and as a whole."""
+
+    converter: bytes
+    """The pickled `WeightConverter`: what holds it does not import transformers, only what merges."""
+    patterns: tuple[str, ...]
+    """For each block the pattern by which the converter takes its tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A tensor of the model, the source that it is made of, and what becomes of it."""
+
+    key: str
+    """The first source key."""
+    target: str
+    """The model's name for it."""
+    kind: Kind
+    shape: tuple[int, ...]
+    """As the module holds it."""
+    dtype: str
+    """As safetensors spells it: what it is cast to; before encoding, where it is encoded."""
+    blocks: tuple[Block, ...]
+    """What makes up the matrix [out, in] of a weight, row by row; one row for what is not encoded."""
+    columns: int
+    """Of that matrix."""
+    tensors: tuple[TensorInfo, ...]
+    """What is written, under full names, save records of unknown length; none where only encoding tells."""
+    nbytes: int
+    """Bytes that it takes in the output; for an encoded tensor an upper bound that counts the records."""
+    prefix: str = ""
+    """What the names of encoded tensors begin with."""
+    scheme: Scheme | None = None
+    slicing: Slicing | None = None
+    """None: it is encoded as a whole."""
+    merge: Merge | None = None
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def entries(self) -> tuple[TensorEntry, ...]:
+        """The source tensors, each once."""
+        return tuple({block.entry.name: block.entry for block in self.blocks}.values())
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read for it."""
+        return sum(block.rows * block.columns * block.entry.item_size for block in self.blocks)

@@ -1,0 +1,184 @@
+"""A job carried out: written into a staging folder, which is renamed into place when all of it is on the disk.
+
+Nothing here imports torch or transformers; who carries out the units of the job does, or does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rulequant.plan import Plan
+from rulequant.torch.checkpoint.job import Job
+from rulequant.torch.checkpoint.manifest import stock_versions, write_manifest
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
+from rulequant.torch.checkpoint.shards import Executor, ShardResult, write_shards
+from rulequant.torch.checkpoint.sidefiles import copy_side_files, write_config
+from rulequant.torch.checkpoint.staging import Staging
+from rulequant.torch.checkpoint.step import Step
+from rulequant.torch.checkpoint.writer import write_index
+
+__all__ = ["Applied", "OpenExecutor", "Progress", "write_output"]
+
+_SPARE_BYTES = 16 << 20
+"""For headers, config and side files, beside the tensors."""
+
+OpenExecutor = Callable[[Job, Path], AbstractContextManager[Executor]]
+"""Who carries out the units of a job, for files in a folder."""
+
+
+class Progress(Protocol):
+    """Told how far a run is."""
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        """The source bytes to read in all, and the number of tensors."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """A source tensor is done."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a run wrote."""
+
+    plan: Plan
+    output: Path
+    container: str = ""
+    """The `quant_method` of its config.json."""
+    tensors: int = 0
+    bytes_written: int = 0
+    """Bytes of all tensors in the output, the JSON records of 4-bit tensors included."""
+    payload_bytes: int = 0
+    """The same without those records: what the plan promises as `bytes_after`."""
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    weight_map: dict[str, str] = field(default_factory=dict)
+
+
+def write_output(
+    job: Job,
+    reader: CheckpointReader,
+    output: Path,
+    open_executor: OpenExecutor,
+    *,
+    memory: int,
+    restart: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Applied:
+    """Write the output of a job, which must not exist; the source is only read. `memory` is what a unit may take.
+
+    `reader` has the source open since the job was made, or since it is known to be that source.
+
+    Shards that an interrupted run of the same finished are taken over, unless `restart`.
+
+    Raises:
+        CheckpointError: the source cannot be trusted, or the output cannot be written.
+        ResumableError: the same, where the next run can go on with the shards that are finished.
+        NotFiniteError: a weight holds a value that cannot be encoded.
+        UsageError: the memory is too little for a row of a weight.
+    """
+    _check_copies(job, reader)
+    with Staging(
+        output,
+        job.source,
+        _needed(job),
+        recipe=job.recipe,
+        shards=len(job.shards),
+        restart=restart,
+        notice=notice,
+    ) as stage:
+        shards = _write_shards(job, stage, open_executor, memory, progress)
+        applied = _applied(job, output, shards)
+        _write_beside(job, applied, stage.path)
+        reader.check_unchanged()
+        write_manifest(
+            stage.path,
+            source=job.fingerprint,
+            rules_sha256=job.plan.rules_sha256,
+            plan_sha256=job.plan.sha256,
+            versions=stock_versions(),
+            base_model=job.origin.to_dict() if job.origin else None,
+            known_sha256={shard.name: shard.sha256 for shard in shards},
+        )
+        stage.commit()
+    return applied
+
+
+def _check_copies(job: Job, reader: CheckpointReader) -> None:
+    if job.copies:
+        from rulequant.torch.checkpoint.copies import check_copies  # start-up: it takes numpy, and few have any
+
+        check_copies(reader, job.copies)
+
+
+def _needed(job: Job) -> int:
+    """Bytes of the disk: the output, and beyond it what the files that are being written take."""
+    work = sorted(shard.work_bytes for shard in job.shards)
+    return sum(step.nbytes for shard in job.shards for step in shard.steps) + sum(work[-2:]) + _SPARE_BYTES
+
+
+def _write_shards(
+    job: Job, stage: Staging, open_executor: OpenExecutor, memory: int, progress: Progress | None
+) -> list[ShardResult]:
+    found = dict(stage.kept)
+    missing = [shard for shard in job.shards if shard.name not in found]
+    if progress:
+        progress.start(sum(shard.source_bytes for shard in missing), sum(len(shard.steps) for shard in missing))
+
+    def done(step: Step) -> None:
+        if progress:
+            progress.advance(step.key, step.source_bytes)
+
+    with (
+        open_executor(job, stage.path) as executor,
+        closing(write_shards(missing, stage.path, executor, memory=memory, done=done)) as results,
+    ):
+        for result in results:
+            stage.record(result)
+            found[result.name] = result
+    ordered = [found[shard.name] for shard in job.shards]
+    if len(ordered) > 1:
+        weight_map = {name: result.name for result in ordered for name in result.tensors}
+        write_index(stage.path, weight_map, total_size=sum(result.nbytes for result in ordered))
+    return ordered
+
+
+def _applied(job: Job, output: Path, shards: list[ShardResult]) -> Applied:
+    return Applied(
+        job.plan,
+        output,
+        container=job.quant_method,
+        tensors=sum(len(shard.tensors) for shard in shards),
+        bytes_written=sum(shard.nbytes for shard in shards),
+        payload_bytes=sum(shard.payload_bytes for shard in shards),
+        dropped=job.dropped,
+        weight_map={name: shard.name for shard in shards for name in shard.tensors},
+    )
+
+
+def _write_beside(job: Job, applied: Applied, folder: Path) -> None:
+    """What the source has beside its weights; and what the output is made of, and how to make it again."""
+    if job.source is not None and job.config is not None:
+        copy_side_files(job.source, folder)
+        write_config(dict(job.config), dict(job.quantization), job.dtype, folder)
+    write_plan(job.plan, folder)
+    if job.rules is not None:
+        write_rules(job.rules, folder)
+    what = RULES_NAME if job.rules is not None else f"--plan {PLAN_NAME}"
+    option = "" if job.asked == "auto" else f" --container {job.asked}"
+    write_card(
+        job.source,
+        folder,
+        job.plan,
+        container=applied.container,
+        dtype=job.dtype,
+        bytes_written=applied.bytes_written,
+        command=f"rulequant apply {job.model} {what} -o OUTPUT{option}",
+        origin=job.origin,
+        loading=job.loading,
+        model_class=job.model_class,
+    )
