@@ -24,7 +24,9 @@ ITEM_SIZES = {
 Kind = Literal["linear", "conv1d", "experts", "embedding", "convolution", "other"]
 """How a module uses its weight. `linear`: [out, in], `y = x W^T + b` (`nn.Linear` and its subclasses);
 `conv1d`: transformers' `Conv1D`, [in, out], `y = x W + b`; `experts`: fused experts, three-dimensional parameters
-[experts, rows, columns] that its forward takes one expert at a time; `other`: nothing a built-in method knows."""
+[experts, rows, columns] that its forward takes one expert at a time; `embedding`: [rows, dim], of which rows are looked
+up (`nn.Embedding`, `nn.EmbeddingBag` and their subclasses); `convolution`: [out, in/groups, kernel] with as many
+dimensions of the kernel as there are; `other`: nothing a built-in method knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class ModuleInfo:
     """Fused experts for which transformers' bitsandbytes loader has a Linear per expert and matrix."""
     weight_reader: str | None = None
     """The code that reads `.weight` of this module from outside, such as `MambaMixer.slow_forward`."""
+    obstacle: str | None = None
+    """Why no layer with an encoded weight can stand in for an embedding or a convolution of this class, in words."""
 
     def tensor(self, name: str) -> TensorInfo | None:
         """The tensor of this local name."""

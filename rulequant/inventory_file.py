@@ -33,8 +33,9 @@ _MARK = "rulequant_inventory"
 _RANGE = re.compile(r"(\d+)\.\.(\d+)", re.A)
 _TENSOR = re.compile(r"(buffer )?([a-z0-9_]+)\[(\d+(?:,\d+)*)?\]", re.A)
 _FLAGS = ("output_embedding", "output_head", "shares_output_embedding", "keep_in_fp32", "stock_linears")
+_TEXTS = ("weight_reader", "obstacle")
 _PLACE_KEYS = frozenset({"layer", "stack", "children"})
-_MODULE_KEYS = frozenset({"type", "kind", "weight_reader", "tensors", *_FLAGS}) | _PLACE_KEYS
+_MODULE_KEYS = frozenset({"type", "kind", "tensors", *_TEXTS, *_FLAGS}) | _PLACE_KEYS
 _MAX_MODULES = 1_000_000
 _MAX_PEEK = 1 << 24
 """Characters in which a file must call itself an inventory, whatever a formatter sorted before that."""
@@ -152,8 +153,7 @@ def _facts(info: ModuleInfo) -> dict[str, Any]:
     if info.kind != "other":
         facts["kind"] = info.kind
     facts |= {flag: True for flag in _FLAGS if getattr(info, flag)}
-    if info.weight_reader:
-        facts["weight_reader"] = info.weight_reader
+    facts |= {name: text for name in _TEXTS if (text := getattr(info, name))}
     if info.tensors:
         facts["tensors"] = {each.name: tensor_text(each) for each in info.tensors}
     return facts
@@ -276,6 +276,7 @@ def _module(
         aliases=aliases,
         layer=layer,
         weight_reader=_get(facts, "weight_reader", str, optional=True),
+        obstacle=_get(facts, "obstacle", str, optional=True),
         **{flag: _get(facts, flag, bool, optional=True) or False for flag in _FLAGS},
     )
 

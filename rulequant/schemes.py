@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # start-up: the model's side is not needed to read a rule fil
 __all__ = ["BUILTIN", "ENTRY_POINTS", "WORK", "Bnb4bit", "BnbInt8", "Scheme", "Slicing", "methods", "scheme_class"]
 
 ENTRY_POINTS = "rulequant.schemes"
+_DIMENSIONS = {"embedding": 2, "convolution": 3}
+"""Of the weights of classes whose own forward runs on what their encoded weight stands for: `Embedding`, `Conv1d`."""
 NESTED_BLOCKSIZE = 256
 """bitsandbytes quantizes the absmax values of double quantization in blocks of 256."""
 
@@ -55,6 +57,8 @@ class Scheme(BaseModel):
         """Why the method cannot hold this module, or None where it can."""
         if info.kind not in self.kinds:
             return f"{self.method} has no layer for {info.type}"
+        if info.kind in _DIMENSIONS:
+            return _stand_in_problem(self, info)
         return _experts_problem(self, info) if info.kind == "experts" else _matrix_problem(self, info)
 
     def quantized_tensors(self, info: ModuleInfo) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ class Bnb4bit(Scheme):
         description="The dtype that holds the packed bytes (FSDP wants it equal to the model's).",
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts", "embedding", "convolution"})
 
     def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:  # noqa: ARG002
         """Packed weights, absmax, code table and, with double quantization, the second level.
@@ -145,6 +149,8 @@ class Bnb4bit(Scheme):
             return reason
         if info.kind == "experts":
             return self._misaligned_experts(info)
+        if info.kind in _DIMENSIONS:
+            return self._stored_otherwise(f"{info.kind}s")
         weight = info.tensor("weight")
         packed = ceil(weight.numel / 2) if weight else 0
         from rulequant.inventory import ITEM_SIZES
@@ -169,10 +175,16 @@ class Bnb4bit(Scheme):
             "and run on a CPU, bitsandbytes may compute it wrongly"
         )
 
+    def _stored_otherwise(self, what: str) -> str | None:
+        """Only bitsandbytes' own linear layers read packed bytes of another dtype."""
+        if self.quant_storage == "uint8":
+            return None
+        return f"{what} are stored as uint8, not as {self.quant_storage}; use quant_storage: uint8"
+
     def _misaligned_experts(self, info: ModuleInfo) -> str | None:
         """Each expert has to be whole blocks, so that one can be dequantized without its neighbours."""
-        if self.quant_storage != "uint8":
-            return f"fused experts are stored as uint8, not as {self.quant_storage}"
+        if reason := self._stored_otherwise("fused experts"):
+            return reason
         for name in self.quantized_tensors(info):
             tensor = info.tensor(name)
             if tensor and (tensor.numel // tensor.shape[0]) % self.blocksize:
@@ -189,20 +201,37 @@ class BnbInt8(Scheme):
         default=6.0, ge=0, allow_inf_nan=False, description="Inputs above it are outliers; 0: none."
     )
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts"})
+    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts", "embedding", "convolution"})
 
     def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:
-        """int8 weights, one float32 scale for each row of an expert or output row, and there the format byte."""
+        """int8 weights in their shape, one float32 scale for each row, and for a linear layer the format byte.
+
+        A row is what makes up one output, of an expert too, or one row of an embedding.
+        """
         from rulequant.inventory import TensorInfo
 
         shape = tensor.shape[::-1] if info.kind == "conv1d" else tensor.shape
-        encoded = (TensorInfo("weight", shape, "int8"), TensorInfo("SCB", shape[:-1], "float32"))
-        return encoded if info.kind == "experts" else (*encoded, TensorInfo("weight_format", (), "uint8"))
+        rows = shape[:-1] if info.kind == "experts" else shape[:1]
+        encoded = (TensorInfo("weight", shape, "int8"), TensorInfo("SCB", rows, "float32"))
+        is_linear = info.kind in {"linear", "conv1d"}
+        return (*encoded, TensorInfo("weight_format", (), "uint8")) if is_linear else encoded
 
     def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing:
         """In whole rows, each with a scale of its own."""
         values, scales, *_ = self.encoded_tensors(info, tensor)
         return Slicing(values.numel // scales.numel)
+
+
+def _stand_in_problem(scheme: Scheme, info: ModuleInfo) -> str | None:
+    """Why an embedding or a convolution cannot run on an encoded weight; what it owns beside the weight stays."""
+    weight = info.tensor("weight")
+    if info.obstacle:
+        return info.obstacle
+    if weight is None:
+        return "its weight is missing, not a plain parameter"
+    if len(weight.shape) != _DIMENSIONS[info.kind]:
+        return f"{scheme.method} has no layer for {info.type}"
+    return _values_problem(scheme, weight)
 
 
 def _matrix_problem(scheme: Scheme, info: ModuleInfo) -> str | None:

@@ -14,7 +14,7 @@ from rulequant.known_types import known_types
 from rulequant.library import find
 from rulequant.loader import Loader, load_rules
 from rulequant.plan import Plan
-from rulequant.planner import make_plan
+from rulequant.planner import make_plan, tied_modules
 from rulequant.report.folding import fold
 from rulequant.report.rulestext import scalar
 from rulequant.report.text import columns, count, percent, size
@@ -102,6 +102,8 @@ def _types(inventory: Inventory, base: _Base) -> list[str]:
     lines += columns((_class_row(each, inventory) for each in _classes(inventory)[:_CLASSES]), indent="#   ")
     for name, reason in _left_out(inventory, base):
         lines.append(f"# {printable(name)} stays as it is: {printable(reason)}.")
+    for name in _on_request(inventory, base):
+        lines.append(f"# {printable(name)} can be listed too; then only transformers with rulequant loads the result.")
     listed = base.rules.quantizable_types
     more = _more_types(inventory, base)
     types = f"quantizable_types: [{', '.join(scalar(each) for each in (*listed, *more))}]"
@@ -125,7 +127,8 @@ def _more_types(inventory: Inventory, base: _Base) -> list[str]:
     """Classes that the base passes over, that its scheme can hold, and that are known by name."""
     known = known_types()
     reasons = _passed_over(inventory, base)
-    return sorted(name for name, reason in reasons.items() if reason is None and name in known)
+    own = _own_layers(inventory)
+    return sorted(name for name, reason in reasons.items() if reason is None and name in known and name not in own)
 
 
 def _left_out(inventory: Inventory, base: _Base) -> Iterator[tuple[str, str]]:
@@ -136,6 +139,22 @@ def _left_out(inventory: Inventory, base: _Base) -> Iterator[tuple[str, str]]:
         reason = reasons.get(name)
         if reason and share >= HEAVY and modules[0].kind != "embedding":
             yield name, reason
+
+
+def _on_request(inventory: Inventory, base: _Base) -> list[str]:
+    """Heavy embeddings and convolutions that the scheme can hold; who lists one gives plain bitsandbytes up."""
+    reasons = _passed_over(inventory, base)
+    tied = tied_modules(inventory)
+    free = {
+        name: sum(each.parameters for each in modules if each.name not in tied) / max(1, inventory.parameters)
+        for name, modules in _classes(inventory)
+    }
+    return [each for each in _own_layers(inventory) if reasons.get(each, "") is None and free[each] >= HEAVY]
+
+
+def _own_layers(inventory: Inventory) -> list[str]:
+    """Classes whose quantized layers are rulequant's own, which the stock loader does not know."""
+    return list(dict.fromkeys(each.type for each in inventory.owners if each.kind in {"embedding", "convolution"}))
 
 
 def _passed_over(inventory: Inventory, base: _Base) -> dict[str, str | None]:

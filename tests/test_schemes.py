@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from math import ceil
 from typing import Any, Literal
@@ -16,6 +17,10 @@ from rulequant.errors import UsageError
 from rulequant.inventory import ModuleInfo, TensorInfo
 from rulequant.schemes import BUILTIN, Bnb4bit, BnbInt8, Scheme, methods, scheme_class
 
+EMBEDDING = ModuleInfo("embed", "Embedding", "embedding", (inventories.weight(99, 20),))
+CONVOLUTION = ModuleInfo(
+    "conv", "Conv1d", "convolution", (inventories.weight(64, 16, 3), TensorInfo("bias", (64,), "bfloat16"))
+)
 CONV1D = ModuleInfo("c_attn", "Conv1D", "conv1d", (inventories.weight(64, 192), TensorInfo("bias", (192,), "bfloat16")))
 
 
@@ -57,11 +62,21 @@ def test_4bit_bytes_of_every_blocksize(blocksize: int) -> None:
         pytest.param(linear("fc", 64, 48), 64 * 48 + 64 * 4 + 1, id="linear"),
         pytest.param(linear("fc", 64, 48, bias=True), 64 * 48 + 64 * 4 + 1 + 64 * 2, id="bias"),
         pytest.param(CONV1D, 64 * 192 + 192 * 4 + 1 + 192 * 2, id="conv1d-has-outputs-in-columns"),
+        pytest.param(EMBEDDING, 99 * 20 + 99 * 4, id="embedding"),
+        pytest.param(CONVOLUTION, 64 * 16 * 3 + 64 * 4 + 64 * 2, id="convolution"),
     ],
 )
 def test_int8_bytes(info: ModuleInfo, expected: int) -> None:
-    """A byte for each weight, a float32 scale for each output, and the byte that names the format."""
+    """A byte for each weight, a float32 scale for each row, and of a linear layer the byte that names the format."""
     assert BnbInt8().bytes_after(info) == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "numel", "rest"), [(EMBEDDING, 1980, 0), (CONVOLUTION, 3072, 128)], ids=["embedding", "convolution"]
+)
+def test_4bit_bytes_of_other_kinds(info: ModuleInfo, numel: int, rest: int) -> None:
+    """Tables and kernels are flat blocks too, whatever the length of a row."""
+    assert Bnb4bit(blocksize=128).bytes_after(info) == ceil(numel / 2) + ceil(numel / 128) * 4 + 64 + rest
 
 
 def test_other_tensors_stay() -> None:
@@ -73,7 +88,29 @@ def test_other_tensors_stay() -> None:
 
 
 UNSUPPORTED: dict[str, tuple[Scheme, ModuleInfo, str]] = {
-    "kind": (Bnb4bit(), ModuleInfo("e", "Embedding", "embedding"), "bnb_4bit has no layer for Embedding"),
+    "kind": (Bnb4bit(), ModuleInfo("g", "Grid"), "bnb_4bit has no layer for Grid"),
+    "no-table": (Bnb4bit(), ModuleInfo("e", "Embedding", "embedding"), "its weight is missing, not a plain parameter"),
+    "conv2d": (
+        BnbInt8(),
+        ModuleInfo("c", "Conv2d", "convolution", (inventories.weight(8, 4, 3, 3),)),
+        "bnb_int8 has no layer for Conv2d",
+    ),
+    "obstacle": (BnbInt8(), replace(EMBEDDING, obstacle="it rhymes"), "it rhymes"),
+    "table-float64": (
+        BnbInt8(),
+        ModuleInfo("e", "Embedding", "embedding", (TensorInfo("weight", (4, 2), "float64"),)),
+        "bnb_int8 cannot encode float64 weights",
+    ),
+    "table-storage": (
+        Bnb4bit(quant_storage="bfloat16"),
+        EMBEDDING,
+        "embeddings are stored as uint8, not as bfloat16; use quant_storage: uint8",
+    ),
+    "convolution-storage": (
+        Bnb4bit(quant_storage="float32"),
+        CONVOLUTION,
+        "convolutions are stored as uint8, not as float32; use quant_storage: uint8",
+    ),
     "missing": (
         BnbInt8(),
         linear("fc", 1, 1, tensors=()),

@@ -168,6 +168,14 @@ def test_says_why_a_heavy_class_stays() -> None:
     assert "# MyGrid stays as it is: bnb_4bit has no layer for MyGrid" in starter_text(_custom())
 
 
+@pytest.mark.parametrize(("tied", "said"), [(False, True), (True, False)], ids=["untied", "tied"])
+def test_embeddings_are_mentioned_and_not_listed(tied: bool, said: bool) -> None:
+    """A heavy table of its own can be listed, but is not by itself: the result needs rulequant to load."""
+    text = starter_text(llama(tied=tied))
+    assert ("# Embedding can be listed too; then only transformers with rulequant loads the result." in text) is said
+    assert "Embedding" not in next(line for line in text.splitlines() if "quantizable_types: " in line)
+
+
 def test_names_output_embeddings() -> None:
     """The output embedding is named, with the number of modules tied to it."""
     assert "# Output: lm_head (Linear). 1 module tied to it stays too." in starter_text(llama(tied=True))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rulequant.torch.class_source import class_definition, self_path, working_methods
+from rulequant.torch.derived import copy_as, derived_class
 
 __all__ = ["ExpertWeights", "expert_parameters", "restore_parameters", "swap_parameters"]
 
@@ -113,7 +114,7 @@ def _served(node: ast.AST) -> set[int]:
 
 def swap_parameters(module: nn.Module, weights: Mapping[str, ExpertWeights]) -> nn.Module:
     """A copy of a module with some parameters replaced and its own eager forward; the original is unchanged."""
-    swapped = _copy(module, _eager_class(cast(Any, type(module))))
+    swapped = copy_as(module, _eager_class(cast(Any, type(module))))
     for name, each in weights.items():
         del swapped._parameters[name]
         swapped._modules[name] = each.train(module.training)
@@ -122,18 +123,11 @@ def swap_parameters(module: nn.Module, weights: Mapping[str, ExpertWeights]) -> 
 
 def restore_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The reverse of `swap_parameters`: a copy with parameters again, and the forward of the original class."""
-    restored = _copy(module, cast(Any, type(module)).rulequant_base)
+    restored = copy_as(module, cast(Any, type(module)).rulequant_base)
     for name, each in tensors.items():
         del restored._modules[name]
         restored._parameters[name] = nn.Parameter(each, requires_grad=False)
     return restored
-
-
-def _copy(module: nn.Module, owner: Any) -> nn.Module:
-    copied: nn.Module = object.__new__(owner)
-    for key, value in vars(module).items():
-        copied.__dict__[key] = value.copy() if isinstance(value, dict) else value
-    return copied
 
 
 @cache
@@ -143,17 +137,4 @@ def _eager_class(owner: Any) -> Any:
     transformers dispatches to grouped kernels, which want the fused parameter as a whole.
     """
     eager = getattr(owner.forward, "__wrapped__", owner.forward)
-    contents = {"forward": eager, "__module__": owner.__module__, "__qualname__": owner.__qualname__,
-                "__reduce_ex__": _reduce, "rulequant_base": owner}  # fmt: skip
-    return type(owner.__name__, (owner,), contents)
-
-
-def _reduce(self: nn.Module, protocol: int) -> Any:
-    """Pickle and deepcopy by the original class, since this one cannot be imported by name."""
-    del protocol
-    return _restore, (cast(Any, type(self)).rulequant_base,), self.__dict__
-
-
-def _restore(owner: type[nn.Module]) -> nn.Module:
-    restored: nn.Module = object.__new__(_eager_class(cast(Any, owner)))
-    return restored
+    return derived_class(owner, (owner,), {"forward": eager, "rulequant_base": owner}, (_eager_class, owner))

@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 from rulequant.errors import ModelError
 from rulequant.inventory import Inventory, Kind, LayerIndex, ModuleInfo, TensorInfo
 from rulequant.torch.experts import expert_parameters
+from rulequant.torch.initial_readers import initial_reads
+from rulequant.torch.standins import obstacle
 from rulequant.torch.stock_experts import stock_linears
 from rulequant.torch.weight_readers import weight_reads
 
@@ -110,6 +112,10 @@ def _mark_readers(visits: list[_Visit]) -> None:
         for path, reader in weight_reads(visit.module).items():
             for target in _descend(visit.module, path.split(".")):
                 by_module[id(target)].reader = reader
+    for visit in visits:
+        for target, reader in initial_reads(visit.module):
+            if kind_of(target) in {"embedding", "convolution"}:  # others only have the scale of what is drawn from it
+                by_module[id(target)].reader = reader
 
 
 def _descend(module: nn.Module, path: list[str]) -> Iterator[nn.Module]:
@@ -157,6 +163,7 @@ def _info(visit: _Visit, context: _Context) -> ModuleInfo:
         keep_in_fp32=bool(tensors) and any(_kept(visit.name, *each) for each in context.keep),
         stock_linears=stock_linears(module),
         weight_reader=visit.reader,
+        obstacle=obstacle(module),
     )
 
 

@@ -10,12 +10,18 @@ from torch import nn
 from rulequant.schemes import Scheme
 from rulequant.torch.experts import ExpertWeights, restore_parameters
 from rulequant.torch.factories import factory_for
+from rulequant.torch.standins import StandIn, original_of
 
 __all__ = ["plain_layer"]
 
 
 def plain_layer(module: nn.Module, scheme: Scheme, dtype: torch.dtype | None) -> nn.Module:
-    """The dequantized layer, a Linear or experts with parameters; in the dtype of the decoded weights by default."""
+    """The dequantized layer: a Linear, experts with parameters, or the class that a stand-in was made of.
+
+    By default it has the dtype of the decoded weights, for experts and stand-ins that which the weight had.
+    """
+    if isinstance(module, StandIn):
+        return original_of(module, module.decoded().to(dtype or module.plain_dtype))
     return _plain_experts(module, scheme, dtype) or _plain_linear(module, scheme, dtype)
 
 

@@ -17,6 +17,7 @@ from rulequant.schemes import Scheme
 from rulequant.torch.experts import expert_parameters
 from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import kind_of
+from rulequant.torch.standins import refuse_resizing
 
 __all__ = ["build_layers", "encoded_names", "replace_module", "swap_layers"]
 
@@ -52,6 +53,7 @@ def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None]
         _put(swap.module, swap.layer, places)
         if progress:
             progress(swap.name)
+    refuse_resizing(model)
 
 
 def build_layers(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:

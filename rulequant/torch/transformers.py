@@ -10,6 +10,8 @@ A checkpoint with `quant_method: rulequant` in its config.json then loads with p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -29,6 +31,7 @@ from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_fo
 from rulequant.torch.inspect import inspect_model, kind_of
 from rulequant.torch.plain import plain_layer
 from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
+from rulequant.torch.standins import StandIn, refuse_resizing
 from rulequant.torch.swap import build_layers, replace_module
 
 __all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer"]
@@ -102,7 +105,8 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _planned_schemes(self, model: Any) -> dict[str, Scheme]:
-        plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model), None)
+        with _tied(model):
+            plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model), None)
         if not plan.ok:
             raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
         self.quantization_config.adopt(plan)
@@ -119,6 +123,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
             model.is_loaded_in_4bit = True
         elif methods == {"bnb_int8"}:
             model.is_loaded_in_8bit = True
+        refuse_resizing(model)
         # The loader keeps what it converted, to undo it on saving; here saving is the layers' own work.
         model._weight_conversions = []
         return model
@@ -186,8 +191,7 @@ class _Encode(ConversionOps):  # type: ignore[misc]
         scheme = self.hf_quantizer.schemes[module_name]
         factory = factory_for(scheme.method)
         factory.attach(layer, factory.encode(weight, _source_kind(layer), scheme))
-        layer._is_hf_initialized = True
-        return cast(Tensor, layer.weight)
+        return _initialized(layer)
 
 
 class _Attach(ConversionOps):  # type: ignore[misc]
@@ -208,8 +212,7 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         factory_for(scheme.method).attach(layer, encoded)
-        layer._is_hf_initialized = True
-        return {"weight": layer.weight}
+        return {"weight": _initialized(layer)}
 
 
 class PendingExperts:
@@ -240,6 +243,23 @@ class PendingExperts:
         return swap_parameters(module, self._weights)
 
 
+@contextmanager
+def _tied(model: Any) -> Iterator[None]:
+    """The skeleton with the ties that the loader makes last, when all weights are there."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+            module, _, name = target.rpartition(".")
+            parameters = model.get_submodule(module)._parameters
+            if name in parameters:
+                before.append((parameters, name, parameters[name]))
+                parameters[name] = model.get_parameter(source)
+        yield
+    finally:
+        for parameters, name, parameter in reversed(before):
+            parameters[name] = parameter
+
+
 def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:
     """The schemes of a saved config by the names of this model: the bare base model, or one with another head."""
     modules = {name for name, _ in model.named_modules()}
@@ -261,6 +281,16 @@ def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:
     return chosen
 
 
+def _initialized(layer: Any) -> Tensor:
+    """The weight of a layer, marked so that transformers does not draw it anew when it initializes what is missing."""
+    # Subclasses of embeddings have more than a weight: buffers that are not in a checkpoint, and are filled then.
+    marked: Any = layer.weight if isinstance(layer, StandIn) else layer
+    marked._is_hf_initialized = True
+    return cast(Tensor, layer.weight)
+
+
 def _source_kind(layer: Any) -> Kind:
+    if isinstance(layer, StandIn):
+        return layer.kind
     source = getattr(layer, "source_cls", nn.Linear)
     return "conv1d" if source.__name__ == "Conv1D" else "linear"

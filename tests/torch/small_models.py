@@ -40,6 +40,11 @@ _T5 = {
     "vocab_size": 99,
     "decoder_start_token_id": 0,
 }
+_WHISPER = _IDS | {
+    "num_mel_bins": 16, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "max_source_positions": 50,
+    "max_target_positions": 32, "decoder_start_token_id": 1,
+}  # fmt: skip
 _VIT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
     "patch_size": 8,
@@ -60,6 +65,8 @@ SMALL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bloom": ("BloomForCausalLM", "BloomConfig", _IDS | {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
     "falcon": ("FalconForCausalLM", "FalconConfig", _DECODER),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", _DECODER | {"head_dim": 16, "tie_word_embeddings": False}),
     "mamba": ("MambaForCausalLM", "MambaConfig", _MAMBA),
     "falcon_mamba": ("FalconMambaForCausalLM", "FalconMambaConfig", _MAMBA),
     "jamba": ("JambaForCausalLM", "JambaConfig", _DECODER | {
@@ -101,6 +108,11 @@ def small_inputs(model: Any) -> dict[str, Tensor]:
         return {kind: torch.randn(2, 3, 32, 32, generator=generator, dtype=model.dtype)}
     if kind == "input_values":
         return {kind: torch.randn(2, 400, generator=generator, dtype=model.dtype)}
+    if kind == "input_features":
+        return {
+            kind: torch.randn(2, 16, 100, generator=generator).to(model.dtype),
+            "decoder_input_ids": torch.arange(8).reshape(2, 4),
+        }
     ids = torch.randint(3, 99, (2, 8), generator=generator)
     return {kind: ids, "decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else {kind: ids}
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 from bitsandbytes import functional
 from encoded import BLOCKSIZES, built, by_hand, conv1d, differing, linear, relative_error, same_bytes, uneven, weight_of
-from small_models import rules_with
 from torch import Tensor, nn
 
-import rulequant.torch
 from rulequant import schemes
 from rulequant.inventory import Kind, ModuleInfo, TensorInfo
-from rulequant.schemes import BUILTIN, Bnb4bit, BnbInt8
+from rulequant.schemes import Bnb4bit, BnbInt8
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model
 
@@ -246,21 +244,10 @@ def test_rows_of_zeros_stay_zero(scheme: schemes.Scheme) -> None:
     assert torch.equal(layer(torch.randn(2, 64)), torch.zeros(2, 8))
 
 
-@pytest.mark.parametrize("method", sorted(BUILTIN))
-def test_embeddings_are_refused_with_the_reason(method: str) -> None:
-    """bitsandbytes' embedding layers cannot be saved, or are wrong: listing the class does not make them right."""
-    model = nn.Sequential(nn.Embedding(16, 64), nn.Linear(64, 64))
-    rules = rules_with(schemes={"nf4": {"method": method}}, quantizable_types=["Linear", "Embedding"])
-    plan = rulequant.torch.plan(model, rules)
-    assert plan.by_name["0"].reason == "unsupported"
-    assert plan.by_name["0"].detail == f"{method} has no layer for Embedding"
-    assert plan.by_name["1"].quantize
-
-
 @pytest.mark.parametrize(
     ("module", "scheme", "reason"),
     [
-        (nn.Conv1d(4, 4, 1), Bnb4bit(), "bnb_4bit has no layer for Conv1d"),
+        (nn.Conv2d(4, 4, 1), Bnb4bit(), "bnb_4bit has no layer for Conv2d"),
         (nn.Bilinear(4, 4, 4), BnbInt8(), "bnb_int8 has no layer for Bilinear"),
         (nn.Linear(64, 4, dtype=torch.float64), Bnb4bit(), "bnb_4bit cannot encode float64 weights"),
         (nn.Linear(64, 4).to(torch.float8_e4m3fn), BnbInt8(), "bnb_int8 cannot encode float8_e4m3fn weights"),

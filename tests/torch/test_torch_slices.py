@@ -67,6 +67,8 @@ def in_slices(weight: torch.Tensor, kind: Kind, scheme: Scheme, seed: int = 0) -
         pytest.param((7, 33), "linear", id="short last block"),
         pytest.param((128, 96), "conv1d", id="conv1d"),
         pytest.param((3, 64, 128), "experts", id="experts"),
+        pytest.param((99, 20), "embedding", id="embedding"),
+        pytest.param((64, 8, 3), "convolution", id="convolution"),
         pytest.param((600, 8192), "linear", id="more nested blocks than at a time"),
     ],
 )

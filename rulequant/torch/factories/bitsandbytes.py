@@ -18,6 +18,7 @@ from rulequant.torch.experts import expert_parameters, swap_parameters
 from rulequant.torch.factories.encoding import encode_4bit, encode_experts_4bit, encode_experts_int8, encode_int8
 from rulequant.torch.factories.slices import FourBitSlices, Int8Slices
 from rulequant.torch.factories.values import check_4bit, check_int8
+from rulequant.torch.standins import STANDS_FOR, StandIn
 
 __all__ = ["Linear4bitFactory", "Linear8bitFactory"]
 
@@ -42,11 +43,14 @@ class Linear4bitFactory:
         """
         from rulequant.torch.factories.experts import Experts4bit
         from rulequant.torch.factories.layers import Linear4bit
+        from rulequant.torch.factories.standins import stand_in_4bit
 
         settings = cast(Bnb4bit, scheme)
         if fused := _fused(module):
             weights = {name: Experts4bit(each.shape, each.dtype, settings) for name, each in fused.items()}
             return swap_parameters(module, weights)
+        if isinstance(module, STANDS_FOR):
+            return stand_in_4bit(module, settings)
         in_features, out_features = _features(module)
         storage = getattr(torch, settings.quant_storage)
         with torch.device("meta"):
@@ -96,14 +100,18 @@ class Linear4bitFactory:
         statistics = {key: value for key, value in encoded.items() if key != "weight"}
         packed = encoded["weight"]
         target.weight = bnb.nn.Params4bit.from_prequantized(
-            data=packed, quantized_stats=statistics, requires_grad=False, device=packed.device, module=layer
+            data=packed,
+            quantized_stats=statistics,
+            requires_grad=False,
+            device=packed.device,
+            module=None if isinstance(layer, StandIn) else layer,
         )
 
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The dequantized weight in the dtype it had."""
         from bitsandbytes import functional
 
-        from rulequant.torch.factories.layers import dequantize
+        from rulequant.torch.factories.decoding import dequantize
 
         statistics = {key: value for key, value in encoded.items() if key != "weight"}
         packed = encoded["weight"]
@@ -119,10 +127,13 @@ class Linear8bitFactory:
         """A `Linear8bitLt` with its weight on meta; for fused experts a copy of the module with `Experts8bit`."""
         from rulequant.torch.factories.experts import Experts8bit
         from rulequant.torch.factories.layers import Linear8bitLt
+        from rulequant.torch.factories.standins import stand_in_8bit
 
         settings = cast(BnbInt8, scheme)
         if fused := _fused(module):
             return swap_parameters(module, {name: Experts8bit(each.shape, each.dtype) for name, each in fused.items()})
+        if isinstance(module, STANDS_FOR):
+            return stand_in_8bit(module)
         in_features, out_features = _features(module)
         with torch.device("meta"):
             layer = Linear8bitLt(
@@ -135,10 +146,15 @@ class Linear8bitFactory:
         check_int8(weight)
 
     def encode(self, weight: Tensor, kind: Kind, scheme: Scheme) -> dict[str, Tensor]:
-        """`weight` I8 [out, in], `SCB` F32 [out] (the absolute maximum of each row) and `weight_format` U8 0."""
+        """`weight` I8 [out, in], `SCB` F32 [out] (the absolute maximum of each row) and `weight_format` U8 0.
+
+        Embeddings and convolutions keep the shape of their weight, and need no format.
+        """
         del scheme
         values, scales = encode_int8(_out_in(weight, kind).contiguous(), kind)
-        return {"weight": values, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+        encoded = {"weight": values, "SCB": scales}
+        is_linear = kind in {"linear", "conv1d"}
+        return encoded | {"weight_format": torch.tensor(0, dtype=torch.uint8)} if is_linear else encoded
 
     def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> Int8Slices:
         """`encode` for a weight of this shape (as the module holds it), some rows [out, in] at a time."""
@@ -160,7 +176,7 @@ class Linear8bitFactory:
 
         target = cast(Any, layer)
         values = encoded["weight"]
-        if isinstance(layer, Experts8bit):
+        if isinstance(layer, Experts8bit | StandIn):
             layer.weight, layer.SCB = nn.Parameter(values, requires_grad=False), encoded["SCB"]
             return
         target.weight = bnb.nn.Int8Params(
@@ -173,7 +189,9 @@ class Linear8bitFactory:
 
         if kind == "experts":
             return encoded["weight"].float() * (encoded["SCB"] / 127.0).unsqueeze(-1)
-        return _out_in(functional.int8_vectorwise_dequant(encoded["weight"], encoded["SCB"]), kind)
+        values = encoded["weight"]
+        plain = functional.int8_vectorwise_dequant(values.flatten(1), encoded["SCB"]).reshape(values.shape)
+        return _out_in(plain, kind)
 
 
 def _fused(module: nn.Module) -> dict[str, Tensor]:

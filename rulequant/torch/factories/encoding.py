@@ -46,19 +46,20 @@ def encode_experts_4bit(
 
 
 def encode_int8(weight: Tensor, kind: Kind = "linear") -> tuple[Tensor, Tensor]:
-    """Values I8 [out, in] and scales F32 [out] of a contiguous weight [out, in].
+    """Values I8 in the shape of a contiguous weight [out, ...], and scales F32 [out].
 
     Raises:
         NotFiniteError: the weight holds NaN, or a value that float16 cannot hold.
     """
     if weight.device.type == "cpu":
         with explained(weight.shape, kind):
-            return kernels.quantize_int8(weight, threads=torch.get_num_threads())
+            values, scales = kernels.quantize_int8(weight.flatten(1), threads=torch.get_num_threads())
+        return values.reshape(weight.shape), scales
     from bitsandbytes import functional
 
     check_int8(weight)
-    values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-    return values, scales
+    values, scales, _ = functional.int8_vectorwise_quant(weight.flatten(1).to(torch.float16))
+    return values.reshape(weight.shape), scales
 
 
 def encode_experts_int8(slices: Iterable[Tensor], shape: torch.Size) -> dict[str, Tensor]:

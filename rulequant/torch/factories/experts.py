@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rulequant.schemes import Bnb4bit
 from rulequant.torch.experts import ExpertWeights
+from rulequant.torch.factories.decoding import absmax_of
 
 __all__ = ["Experts4bit", "Experts8bit"]
 
@@ -42,7 +43,7 @@ class Experts4bit(ExpertWeights):
         count = rows * columns
         start = (index % experts) * count
         packed = self.weight.data.reshape(-1)[start // 2 : (start + count) // 2].reshape(-1, 1)
-        absmax = _absmax(state, start // state.blocksize, (start + count) // state.blocksize)
+        absmax = absmax_of(state, slice(start // state.blocksize, (start + count) // state.blocksize))
         own = functional.QuantState(
             absmax=absmax,
             # As one row: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks.
@@ -88,12 +89,3 @@ class Experts8bit(ExpertWeights):
             # To the same device; the scales stay float32 whatever the model is cast to.
             self.SCB = self.SCB.to(fn(self.SCB).device)
         return self
-
-
-def _absmax(state: functional.QuantState, first: int, last: int) -> Tensor:
-    """The absmax values of some blocks, float32; with double quantization decoded from the second level."""
-    if not state.nested:
-        return cast(Tensor, state.absmax[first:last])
-    nested = state.state2
-    blocks = torch.arange(first, last, device=state.absmax.device) // nested.blocksize
-    return cast(Tensor, nested.code[state.absmax[first:last].long()] * nested.absmax[blocks] + state.offset)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import bitsandbytes as bnb
-import torch
-from bitsandbytes import functional
 from torch import Tensor, nn
 
-__all__ = ["Linear4bit", "Linear8bitLt", "dequantize"]
+from rulequant.torch.factories.decoding import dequantize
+
+__all__ = ["Linear4bit", "Linear8bitLt"]
 
 
 class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
@@ -40,10 +39,3 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         """[..., in] to [..., out], as rows."""
         rows = super().forward(x.reshape(-1, x.shape[-1]))
         return cast(Tensor, rows.reshape(*x.shape[:-1], self.out_features))
-
-
-def dequantize(packed: Tensor, state: functional.QuantState) -> Tensor:
-    """The weight [out, in] of a quant state, from all its blocks as one row, with which the CPU kernel is right."""
-    row = copy.copy(state)
-    row.shape = torch.Size((1, state.shape.numel()))
-    return cast(Tensor, functional.dequantize_4bit(packed, row)).reshape(state.shape)
