@@ -31,7 +31,7 @@ def in_container(
     and an inventory tell. A plan that quantizes nothing, or not a model of transformers, has no container.
     """
     others = tuple(each for each in plan.diagnostics if each.code not in _CODES)
-    if inventory.model_type is None or not any(plan.quantized):
+    if inventory.model_type is None or "diffusers" in inventory.versions or not any(plan.quantized):
         return replace(plan, container=None, diagnostics=others)
     obstacles = [*_obstacles(plan, inventory), *problems]
     name = wanted if wanted != "auto" else "rulequant" if obstacles else "bitsandbytes"

@@ -221,8 +221,10 @@ def _summarize(applied: Applied, seconds: float) -> None:
 
 
 def _loads(applied: Applied) -> str:
-    if not (applied.output / "config.json").exists():
+    if applied.library == "rulequant":
         return "`rulequant.torch.load_quantized` loads"
+    if applied.library == "diffusers":
+        return "diffusers loads as it is"
     from rulequant.report.plantext import loaded
 
     return f"transformers loads {loaded(applied.container)}"

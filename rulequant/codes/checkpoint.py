@@ -1,4 +1,4 @@
-"""RQ501 to RQ505, RQ541, RQ551 to RQ553: what no checkpoint can express, or not the one that was asked for."""
+"""RQ501 to RQ505, RQ541 to RQ543, RQ551 to RQ553: what no checkpoint can express, or not the one that was asked for."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ CODES: tuple[Code, ...] = (
         what="A `bitsandbytes` checkpoint was asked for, of a model that `package.module:callable` returned.",
         why="transformers builds a model by its config.json, which such a model does not have. Leave `--container` at "
         "`auto`; `rulequant.torch.load_quantized` loads the output.",
+    ),
+    error(
+        "RQ542",
+        "diffusers cannot hold the plan",
+        what="A component of diffusers was to be written, and the plan asks for what its loader does not know: 4-bit "
+        "beside int8, another method, a `quant_storage` other than uint8, or settings that differ between layers.",
+        why="diffusers loads `bitsandbytes` checkpoints, and reads one method and its settings from the component's "
+        "config.json. Double quantization, block sizes, nf4 and fp4 may differ: they are stored with each tensor.",
+    ),
+    error(
+        "RQ543",
+        "diffusers would decide otherwise",
+        what="A component of diffusers was to be written, and its loader, run with the list of modules to skip, would "
+        "treat the named module otherwise than the plan does.",
+        why="It compares the last segment of each name with the whole list: to skip `proj_out` is to skip "
+        "`single_transformer_blocks.0.proj_out` as well. Skip both, or neither.",
     ),
     error(
         "RQ551",

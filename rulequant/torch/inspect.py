@@ -50,7 +50,9 @@ def inspect_model(model: nn.Module, *, name: str | None = None) -> Inventory:
         outputs={id(each) for each in outputs},
         output_parameters={id(each) for module in outputs for each in module.parameters()},
         heads={id(each) for _, root in roots for each in _output_heads(root)},
-        keep=tuple((prefix, declared) for prefix, root in roots if (declared := _keep_in_fp32(root))),
+        keep=tuple(
+            (prefix, declared, _is_of_diffusers(root)) for prefix, root in roots if (declared := _keep_in_fp32(root))
+        ),
     )
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return Inventory(
@@ -75,8 +77,8 @@ class _Context:
     outputs: set[int]
     output_parameters: set[int]
     heads: set[int]
-    keep: tuple[tuple[str, tuple[str, ...]], ...]
-    """(prefix of a model's name, what it declares to be kept in float32)."""
+    keep: tuple[tuple[str, tuple[str, ...], bool], ...]
+    """(prefix of a model's name, what it declares to be kept in float32, whether it is one of diffusers)."""
 
 
 def _walk(model: nn.Module) -> list[_Visit]:
@@ -218,13 +220,20 @@ def _declared_output(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def _roots(visits: list[_Visit]) -> list[tuple[str, nn.Module]]:
-    """(prefix of the names, model) of the outermost models of transformers: the model itself, or those it wraps."""
+    """(prefix of the names, model) of the outermost models of transformers and diffusers: itself, or those it wraps."""
     found: list[tuple[str, nn.Module]] = []
     for visit in visits:
-        declares = hasattr(type(visit.module), "base_model_prefix")
+        declares = hasattr(type(visit.module), "base_model_prefix") or _is_of_diffusers(visit.module)
         if declares and not any(visit.name.startswith(prefix) for prefix, _ in found):
             found.append((f"{visit.name}." if visit.name else "", visit.module))
     return found
+
+
+def _is_of_diffusers(module: nn.Module) -> bool:
+    return any(
+        each.__module__.startswith("diffusers.models.") and each.__name__ == "ModelMixin"
+        for each in type(module).__mro__
+    )
 
 
 def _output_heads(model: nn.Module) -> Iterator[nn.Module]:
@@ -249,13 +258,19 @@ def _keep_in_fp32(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(declared))
 
 
-def _kept(name: str, prefix: str, declared: tuple[str, ...]) -> bool:
-    """Whether transformers would keep a module for this declaration: by its own matcher, so that both agree."""
+def _kept(name: str, prefix: str, declared: tuple[str, ...], of_diffusers: bool) -> bool:
+    """Whether a module would be kept for this declaration: by transformers' own matcher, so that both agree.
+
+    diffusers keeps what has it for one segment of its name (`load_model_dict_into_meta`).
+    """
     if not name.startswith(prefix):
         return False
+    local = name.removeprefix(prefix)
+    if of_diffusers:
+        return not set(declared).isdisjoint(local.split("."))
     from transformers.quantizers.quantizers_utils import should_convert_module  # only its models declare
 
-    return not should_convert_module(name.removeprefix(prefix), list(declared))
+    return not should_convert_module(local, list(declared))
 
 
 def _versions(model_class: type[Any]) -> dict[str, str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +19,9 @@ from rulequant.errors import CheckpointError, ModelError, RulequantError
 from rulequant.inventory import Inventory
 from rulequant.torch.calling import call_for_model, is_callable_name
 from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.diffusion import build_component, is_component, stored_dtypes
 from rulequant.torch.inspect import inspect_model, with_dtypes
+from rulequant.torch.model_config import config_data, load_config, model_class, remote_class
 
 if TYPE_CHECKING:
     from rulequant.torch.hub.source import HubModel
@@ -29,7 +30,6 @@ __all__ = ["Skeleton", "build_skeleton"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BUILDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MODEL_CLASS = re.compile(r"(?!Auto|PreTrained)\w+(Model|For[A-Z]\w+)")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Skeleton:
     """The checkpoint folder; None for a callable, and for a Hub id until its weights are downloaded."""
     hub: HubModel | None = None
     """The repository and the commit, for a Hub id."""
+    dtypes: Mapping[str, torch.dtype] | None = None
+    """What the files of a model of diffusers hold: they say the dtype, and its config does not."""
 
     def at(self, folder: Path) -> Skeleton:
         """The same skeleton, with what was found out about it, once its checkpoint is in a folder."""
@@ -57,7 +59,11 @@ class Skeleton:
 
     @cached_property
     def _inventory(self) -> Inventory:
-        return with_dtypes(inspect_model(self.model, name=self.name), self._fp32_names())
+        found = inspect_model(self.model, name=self.name)
+        if self.dtypes is None:
+            return with_dtypes(found, self._fp32_names())
+        names = {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()}
+        return replace(with_dtypes(found, names), model_type=found.architecture)
 
     @property
     def in_memory(self) -> bool:
@@ -66,6 +72,8 @@ class Skeleton:
 
     def encoded_dtype(self, name: str) -> torch.dtype:
         """The dtype that a weight is cast to before it is encoded."""
+        if self.dtypes is not None:
+            return self.dtypes.get(name, self.dtype)
         return self.tensors[name].dtype if self.in_memory else self.dtype
 
     def stored_dtype(self, name: str) -> torch.dtype:
@@ -74,6 +82,8 @@ class Skeleton:
         transformers' own plan: float32 where the model declares it, else the dtype of the model's tensor.
         """
         tensor = self.tensors[name]
+        if self.dtypes is not None:
+            return self.dtypes.get(name, tensor.dtype)
         return torch.float32 if tensor.is_floating_point() and self._kept(name) else tensor.dtype
 
     @cached_property
@@ -126,13 +136,24 @@ def build_skeleton(
     folder = path if exists and path.is_dir() else None
     if folder is None and (exists or _looks_like_path(model)):
         raise _no_such_folder(model)
+    if folder and is_component(data := config_data(folder)):
+        return _from_component(model, folder, data)
     hub = None if folder else _open_hub(model, revision=revision, token=token)
-    config = _config(model, folder, hub, trust_remote_code=trust_remote_code)
+    config = load_config(model, folder, hub, trust_remote_code=trust_remote_code)
     dtype = _dtype(config, model, folder, hub)
-    found = _remote_class(config, model, hub) if trust_remote_code else None
+    found = remote_class(config, model, hub) if trust_remote_code else None
     with _building(model, dtype), torch.device("meta"):
-        built = (found or _model_class(config, model))(config)
+        built = (found or model_class(config, model))(config)
     return Skeleton(model, built.eval(), dtype, folder, hub)
+
+
+def _from_component(model: str, folder: Path, config: dict[str, Any]) -> Skeleton:
+    """A model of diffusers, in the dtype of its first float tensor, as its loader does where it is told no other."""
+    dtypes = stored_dtypes(folder)
+    dtype = next(iter(dtypes.values()), torch.float32)
+    with _building(model, dtype), torch.device("meta"):
+        built = build_component(model, config)
+    return Skeleton(model, built.eval(), dtype, folder, dtypes=dtypes)
 
 
 def _open_hub(model: str, *, revision: str | None, token: str | bool | None) -> HubModel:
@@ -180,122 +201,6 @@ def _from_callable(model: str, *, real: bool) -> Skeleton:
         built = call_for_model(model)
     first = next((each for each in built.parameters() if each.is_floating_point()), None)
     return Skeleton(model, built.eval(), first.dtype if first is not None else torch.float32)
-
-
-def _config(model: str, folder: Path | None, hub: HubModel | None, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    _check_config_file(folder or cast("HubModel", hub).folder, trust_remote_code=trust_remote_code)
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **_at(hub))
-    except Exception as error:
-        raise ModelError(f"{model}: the config cannot be read: {_gist(error)}") from error
-
-
-def _at(hub: HubModel | None) -> dict[str, Any]:
-    """What transformers takes to look at the same commit, with the same token."""
-    return {"revision": hub.commit, "token": hub.token} if hub else {}
-
-
-def _gist(error: Exception) -> str:
-    """The first sentence of a message of many lines."""
-    lines = [each.strip() for each in str(error).splitlines() if each.strip()] or [type(error).__name__]
-    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
-    return " ".join(lines[: end + 1])
-
-
-def _check_config_file(folder: Path, *, trust_remote_code: bool) -> None:
-    path = folder / "config.json"
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise ModelError(f"{path} is not a file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if (folder / "model_index.json").exists():
-            raise ModelError(
-                f"{folder} is a pipeline of several models", remedy="give one of its component folders"
-            ) from error
-        raise ModelError(
-            f"{folder} holds no config.json", remedy="give the folder of a transformers checkpoint"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    _check_model_type(path, data, trust_remote_code=trust_remote_code)
-
-
-def _check_model_type(path: Path, data: dict[str, Any], *, trust_remote_code: bool) -> None:
-    import transformers
-
-    known, model_type = list(transformers.CONFIG_MAPPING), data.get("model_type")
-    if model_type in known or ("auto_map" in data and trust_remote_code):
-        return
-    if "auto_map" in data:
-        raise ModelError(
-            f"{path}: the model `{model_type}` brings its own code",
-            remedy="read it, then pass --trust-remote-code",
-        )
-    if not isinstance(model_type, str):
-        found = f"is {model_type!r}" if "model_type" in data else "is missing"
-        raise ModelError(
-            f"{path}: `model_type`, the name of an architecture of transformers, {found}",
-            remedy="give the folder of a transformers checkpoint",
-        )
-    near = did_you_mean(model_type, known)
-    raise ModelError(
-        f"{path}: transformers does not know the model_type {model_type!r}",
-        remedy=near or f"transformers {transformers.__version__} has {len(known)} types; a newer one may have it",
-    )
-
-
-def _remote_class(config: Any, model: str, hub: HubModel | None) -> Any:
-    """The class that a checkpoint brings along: the one of its `architectures`, or else for causal language models."""
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    auto_map = getattr(config, "auto_map", None) or {}
-    references = {key: each for key, each in auto_map.items() if key.startswith("AutoModel") and isinstance(each, str)}
-    saved = [each for each in references.values() if each.rpartition(".")[2] in (config.architectures or ())]
-    defaults = [references[key] for key in ("AutoModelForCausalLM", "AutoModel") if key in references]
-    reference = next(iter([*saved, *defaults]), None)
-    if reference is None:
-        return None
-    try:
-        return get_class_from_dynamic_module(reference, model, **_at(hub))
-    except Exception as error:
-        raise ModelError(f"{model}: its code cannot be loaded: {type(error).__name__}: {_gist(error)}") from error
-
-
-def _model_class(config: Any, model: str) -> Any:
-    """The class that the checkpoint was saved from, or the one that transformers would choose for the config."""
-    import transformers
-
-    declared = getattr(config, "architectures", None) or []
-    if not isinstance(declared, list | tuple) or not all(isinstance(each, str) for each in declared):
-        raise ModelError(f"{model}: `architectures` in config.json is {declared!r}, not a list of class names")
-    if not declared:
-        return _default_class(config, model)
-    found = getattr(transformers, declared[0], None)
-    if not (isinstance(found, type) and hasattr(found, "base_model_prefix")):
-        classes = [each for each in dir(transformers) if _MODEL_CLASS.fullmatch(each)]
-        raise ModelError(
-            f"{model}: transformers {transformers.__version__} has no model class {declared[0]!r}",
-            remedy=did_you_mean(declared[0], classes),
-        )
-    return found
-
-
-def _default_class(config: Any, model: str) -> Any:
-    import transformers
-
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
-        if type(config) in auto._model_mapping:
-            found = auto._model_mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
-    raise ModelError(
-        f"{model}: config.json names no `architectures`, and transformers has no default for {config.model_type}",
-        remedy='add the class that the weights are of, such as `"architectures": ["BertModel"]`',
-    )
 
 
 def _dtype(config: Any, model: str, folder: Path | None, hub: HubModel | None) -> torch.dtype:

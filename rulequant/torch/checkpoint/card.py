@@ -45,6 +45,8 @@ class CardFacts:
     """Of rulequant."""
     model_class: str | None = None
     """The class of transformers that loads it; None where the model brings its own code."""
+    library: str = "transformers"
+    """What loads it."""
     loading: str | None = None
     """Python that loads it, where it is not transformers that does."""
     origin: Origin | None = None
@@ -95,7 +97,7 @@ def _keys(facts: CardFacts) -> dict[str, Any]:
     bits = {"bnb_4bit": "4-bit", "bnb_int8": "8-bit"}
     tags = ["rulequant", *(["bitsandbytes"] if facts.container == "bitsandbytes" else [])]
     keys: dict[str, Any] = {
-        "library_name": "rulequant" if facts.loading else "transformers",
+        "library_name": facts.library,
         "tags": [*tags, *sorted(bits[each] for each in methods if each in bits)],
     }
     if facts.origin:

@@ -17,7 +17,7 @@ from rulequant.torch.stock_experts import as_loaded
 from rulequant.unfused import expert_linears
 from rulequant.vllm import misread_by_vllm
 
-__all__ = ["Container", "ContainerName", "choose_container", "own_container"]
+__all__ = ["Container", "ContainerName", "check_quantizes", "choose_container", "own_container", "stock_settings"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def choose_container(
         DiagnosticsError: the plan quantizes nothing, or `bitsandbytes` is wanted and cannot express it; the modules
             that stand in the way are named.
     """
-    _check_quantizes(plan)
+    check_quantizes(plan)
     known = inventory or skeleton.inventory()
     placed = _checked(in_container(plan, known, wanted))
     if placed.container != "bitsandbytes":
@@ -53,7 +53,7 @@ def choose_container(
     dispute = vllm_dispute(model, names, skip)
     if dispute:
         placed = replace(placed, diagnostics=(*placed.diagnostics, misread_by_vllm(dispute)))
-    return Container("bitsandbytes", _stock(used_schemes(placed), skip, skeleton), placed)
+    return Container("bitsandbytes", stock_settings(used_schemes(placed), skip, skeleton), placed)
 
 
 def own_container(plan: Plan, inventory: Inventory) -> Container:
@@ -62,11 +62,12 @@ def own_container(plan: Plan, inventory: Inventory) -> Container:
     Raises:
         DiagnosticsError: the plan quantizes nothing.
     """
-    _check_quantizes(plan)
+    check_quantizes(plan)
     return _own(in_container(plan, inventory, "rulequant"))
 
 
-def _check_quantizes(plan: Plan) -> None:
+def check_quantizes(plan: Plan) -> None:
+    """Refuse a plan that quantizes nothing, as DiagnosticsError."""
     if not any(plan.quantized):
         message = "the plan quantizes no module, so there is nothing to apply"
         raise DiagnosticsError([Diagnostic("RQ501", message, remedy="see `rulequant plan`")])
@@ -102,7 +103,8 @@ def _dtype_name(skeleton: Skeleton) -> str:
     return str(skeleton.dtype).removeprefix("torch.")
 
 
-def _stock(used: dict[str, Scheme], skip: list[str], skeleton: Skeleton) -> dict[str, Any]:
+def stock_settings(used: dict[str, Scheme], skip: list[str], skeleton: Skeleton) -> dict[str, Any]:
+    """What a `BitsAndBytesConfig` says of these schemes, all of one method, and of the modules that stay."""
     first = next(iter(used.values()))
     return _int8(first, skip) if isinstance(first, BnbInt8) else _four_bit(used, skip, skeleton)
 

@@ -43,6 +43,10 @@ class Job:
     """Of what is not quantized, as torch spells it."""
     model_class: str | None
     """The class of transformers that loads it; None where the model brings its own code."""
+    library: str
+    """What loads it: transformers, diffusers, or rulequant."""
+    stem: str
+    """What the names of its files begin with."""
     loading: str | None
     """Python that loads it, where no class of transformers does."""
     model: str

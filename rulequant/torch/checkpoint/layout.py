@@ -13,22 +13,26 @@ from rulequant.torch.checkpoint.header import Header, TensorEntry
 
 __all__ = [
     "INDEX_NAME",
+    "MODEL_STEM",
     "SINGLE_NAME",
     "Index",
     "Layout",
     "check_index",
     "find_layout",
+    "index_name",
     "layout_of",
     "merge_headers",
     "natural_key",
     "parse_index",
+    "single_name",
 ]
 
+MODEL_STEM = "model"
+"""What transformers' names of files begin with."""
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _SUFFIX = ".safetensors"
-_SHARD_NAME = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 _PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 _MAX_NAME_BYTES = 255
 _DOWNLOAD_AGAIN = "download the checkpoint again"
@@ -56,31 +60,44 @@ def natural_key(name: str) -> tuple[object, ...]:
     return tuple(_part_key(part) for part in name.split(".")), name
 
 
-def find_layout(folder: Path, read_index: Callable[[], bytes | bytearray]) -> Layout:
+def index_name(stem: str) -> str:
+    """The name of the index of a checkpoint whose files begin so."""
+    return f"{stem}.safetensors.index.json"
+
+
+def single_name(stem: str) -> str:
+    """The name of a checkpoint in one file."""
+    return f"{stem}.safetensors"
+
+
+def find_layout(folder: Path, read_index: Callable[[], bytes | bytearray], stem: str = MODEL_STEM) -> Layout:
     """Find the one checkpoint of a folder; `read_index` is called where there is an index.
 
     Raises:
         CheckpointError: no folder, no weights, pickles only, two checkpoints at once, or a bad index.
     """
-    found = layout_of(_file_names(folder), folder, read_index)
+    found = layout_of(_file_names(folder), folder, read_index, stem)
     missing = [shard for shard in found.shards if found.index and _is_missing(folder / shard)]
     if missing:
         raise CheckpointError(
-            f"{printable(folder / INDEX_NAME)}: names files that are missing: {_some(missing)}",
+            f"{printable(folder / index_name(stem))}: names files that are missing: {_some(missing)}",
             remedy=_DOWNLOAD_AGAIN,
         )
     return found
 
 
-def layout_of(names: Sequence[str], folder: Path, read_index: Callable[[], bytes | bytearray]) -> Layout:
+def layout_of(
+    names: Sequence[str], folder: Path, read_index: Callable[[], bytes | bytearray], stem: str = MODEL_STEM
+) -> Layout:
     """As `find_layout`, from the names of the files; whether all that the index names are there is not asked."""
-    if INDEX_NAME not in names:
-        return _single_layout(folder, names)
-    index = parse_index(read_index(), folder / INDEX_NAME)
+    index_file, single = index_name(stem), single_name(stem)
+    if index_file not in names:
+        return _single_layout(folder, names, stem)
+    index = parse_index(read_index(), folder / index_file)
     shards = tuple(sorted(set(index.weight_map.values()), key=natural_key))
-    if SINGLE_NAME in names and SINGLE_NAME not in shards:
+    if single in names and single not in shards:
         raise CheckpointError(
-            f"{printable(folder)}: both {INDEX_NAME} and {SINGLE_NAME}, which it does not name: "
+            f"{printable(folder)}: both {index_file} and {single}, which it does not name: "
             "two checkpoints in one folder",
             remedy=_ONE_CHECKPOINT,
         )
@@ -125,8 +142,8 @@ def merge_headers(headers: Mapping[str, Header], folder: Path) -> dict[str, Tens
     return entries
 
 
-def check_index(index: Index, entries: Mapping[str, TensorEntry], folder: Path) -> None:
-    """Compare the index with what the shards hold.
+def check_index(index: Index, entries: Mapping[str, TensorEntry], path: Path) -> None:
+    """Compare the index, read from `path`, with what the shards hold.
 
     `total_size` may be off by a factor of two: real indexes count tied weights twice, or the bytes of another
     dtype. Past that it is taken for a lie.
@@ -134,7 +151,7 @@ def check_index(index: Index, entries: Mapping[str, TensorEntry], folder: Path) 
     Raises:
         CheckpointError: naming the tensor and the shard.
     """
-    where = printable(folder / INDEX_NAME)
+    where = printable(path)
     for name, shard in index.weight_map.items():
         actual = entries[name].shard if name in entries else None
         if actual != shard:
@@ -183,19 +200,21 @@ def _is_missing(path: Path) -> bool:
     return False
 
 
-def _single_layout(folder: Path, names: Sequence[str]) -> Layout:
-    shards = [name for name in names if _SHARD_NAME.fullmatch(name)]
-    if SINGLE_NAME in names and not shards:
-        return Layout((SINGLE_NAME,), None)
+def _single_layout(folder: Path, names: Sequence[str], stem: str) -> Layout:
+    index_file, single = index_name(stem), single_name(stem)
+    pattern = re.compile(re.escape(stem) + r"-[0-9]+-of-[0-9]+\.safetensors")
+    shards = [name for name in names if pattern.fullmatch(name)]
+    if single in names and not shards:
+        return Layout((single,), None)
     where = printable(folder)
-    if SINGLE_NAME in names:
+    if single in names:
         raise CheckpointError(
-            f"{where}: both {SINGLE_NAME} and shards of another checkpoint without index: {_some(shards)}",
+            f"{where}: both {single} and shards of another checkpoint without index: {_some(shards)}",
             remedy=_ONE_CHECKPOINT,
         )
     if shards:
         raise CheckpointError(
-            f"{where}: {INDEX_NAME} is missing, but its shards are there: {_some(shards)}",
+            f"{where}: {index_file} is missing, but its shards are there: {_some(shards)}",
             remedy=_DOWNLOAD_AGAIN,
         )
     pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
@@ -206,8 +225,7 @@ def _single_layout(folder: Path, names: Sequence[str]) -> Layout:
             "where that does no harm",
         )
     raise CheckpointError(
-        f"{where}: no weights: neither {SINGLE_NAME} nor {INDEX_NAME} "
-        f"among {_some(names) if names else 'no files at all'}",
+        f"{where}: no weights: neither {single} nor {index_file} among {_some(names) if names else 'no files at all'}",
         remedy="give a folder with the weights in safetensors format",
     )
 

@@ -50,7 +50,8 @@ def prepare(
     model_class, origin = type(skeleton.model), _origin(skeleton)
     with source.open() as reader:
         keys = source.keys(reader)
-        shards = tuple(plan_jobs(plan_steps(reader, keys, plan, inventory, skeleton), max_shard_bytes))
+        steps = plan_steps(reader, keys, plan, inventory, skeleton)
+        shards = tuple(plan_jobs(steps, max_shard_bytes, source.stem))
         fingerprint, dtype = reader.fingerprint(), str(skeleton.dtype).removeprefix("torch.")
         recipe = make_recipe(
             reader.tensors.values(),
@@ -75,6 +76,8 @@ def prepare(
             config=config,
             dtype=dtype,
             model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
+            library=source.library,
+            stem=source.stem,
             loading=source.loading(),
             model=_argument(skeleton, origin),
             origin=origin,

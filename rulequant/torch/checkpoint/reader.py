@@ -24,9 +24,11 @@ from rulequant.torch.checkpoint.files import (
 from rulequant.torch.checkpoint.header import MAX_HEADER_BYTES, Header, TensorEntry, read_header
 from rulequant.torch.checkpoint.layout import (
     INDEX_NAME,
+    MODEL_STEM,
     SINGLE_NAME,
     check_index,
     find_layout,
+    index_name,
     merge_headers,
     natural_key,
 )
@@ -58,9 +60,11 @@ class CheckpointReader:
     has_files = True
     """Whether the tensors lie in files, so that `copy` works."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stem: str = MODEL_STEM) -> None:
         """An empty reader; use `CheckpointReader.open`."""
         self.folder = folder
+        self._index_name = index_name(stem)
+        self._stem = stem
         self.tensors: Mapping[str, TensorEntry] = {}
         self.metadata: Mapping[str, Mapping[str, str]] = {}
         self._stamps: dict[str, _Stamp] = {}
@@ -69,15 +73,16 @@ class CheckpointReader:
         self._closed = False
 
     @classmethod
-    def open(cls, folder: Path) -> CheckpointReader:
+    def open(cls, folder: Path, stem: str = MODEL_STEM) -> CheckpointReader:
         """Open a folder with `model.safetensors`, or with an index and its shards, and check them all.
 
+        Names that begin with something else than `model` have that for `stem`.
         Every header is read, and compared with the index; no weight is.
 
         Raises:
             CheckpointError: naming the file, the tensor and what to do.
         """
-        reader = cls(folder)
+        reader = cls(folder, stem)
         try:
             reader._load()
         except BaseException:
@@ -189,11 +194,11 @@ class CheckpointReader:
             os.close(self._open_checked(file))
 
     def _load(self) -> None:
-        layout = find_layout(self.folder, self._read_index)
+        layout = find_layout(self.folder, self._read_index, self._stem)
         headers = {shard: self._read_header(shard) for shard in layout.shards}
         entries = merge_headers(headers, self.folder)
         if layout.index is not None:
-            check_index(layout.index, entries, self.folder)
+            check_index(layout.index, entries, self.folder / self._index_name)
         self.tensors = {name: entries[name] for name in sorted(entries, key=natural_key)}
         self.metadata = {shard: header.metadata for shard, header in headers.items()}
 
@@ -202,8 +207,8 @@ class CheckpointReader:
             return read_header(fd, self.folder / shard)
 
     def _read_index(self) -> bytearray:
-        path = self.folder / INDEX_NAME
-        with self._descriptor(INDEX_NAME) as fd:
+        path = self.folder / self._index_name
+        with self._descriptor(self._index_name) as fd:
             size = os.fstat(fd).st_size
             if size > MAX_HEADER_BYTES:
                 raise CheckpointError(

@@ -62,6 +62,7 @@ def write_card(
     command: str,
     model_class: str | None,
     origin: Origin | None = None,
+    library: str = "transformers",
     loading: str | None = None,
 ) -> None:
     """Write README.md over that of the source; one that is no text, or very long, stays a file of its own."""
@@ -76,6 +77,7 @@ def write_card(
         version=metadata.version("rulequant"),
         model_class=model_class,
         origin=origin,
+        library=library,
         loading=loading,
         files={name: about for name, about in _ABOUT.items() if name == MANIFEST_NAME or (folder / name).exists()},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Result, Unit
@@ -80,11 +81,14 @@ class Executor(Protocol):
         """
 
 
-def plan_jobs(steps: Sequence[Step], max_shard_bytes: int) -> list[ShardJob]:
-    """Consecutive steps grouped into shards of at most so many bytes, save for a single larger tensor."""
+def plan_jobs(steps: Sequence[Step], max_shard_bytes: int, stem: str = MODEL_STEM) -> list[ShardJob]:
+    """Consecutive steps grouped into shards of at most so many bytes, save for a single larger tensor.
+
+    `stem` is what the names of the shards begin with.
+    """
     by_key = {step.key: step for step in steps}
     groups = plan_shards(((step.key, step.nbytes) for step in steps), max_shard_bytes)
-    names = shard_names(len(groups))
+    names = shard_names(len(groups), stem)
     return [ShardJob(name, tuple(by_key[key] for key in group)) for name, group in zip(names, groups, strict=True)]
 
 

@@ -80,13 +80,13 @@ def _quantizations(config: dict[str, Any], path: str = "") -> Iterator[tuple[str
             yield from _quantizations(value, f"{path}{key}.")
 
 
-def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: str, destination: Path) -> None:
-    """Write the source's config.json with the quantization config, and the dtype of all that is not quantized.
+def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: str | None, destination: Path) -> None:
+    """Write the source's config.json with the quantization config, and the dtype of all that is not quantized, if any.
 
     transformers casts biases to `dtype` and leaves weights as they are: without it the two could part.
     """
     changed = {key: value for key, value in config.items() if key != "torch_dtype"}
-    changed |= {"dtype": dtype, "quantization_config": quantization}
+    changed |= ({"dtype": dtype} if dtype else {}) | {"quantization_config": quantization}
     write_file(destination / "config.json", (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode())
 
 

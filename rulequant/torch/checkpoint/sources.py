@@ -1,22 +1,26 @@
-"""What apply reads, by kind: a checkpoint folder of transformers, or a model that a callable returned."""
+"""What apply reads, by kind: a folder of transformers or diffusers, or a model that a callable returned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from rulequant.containers import ContainerName
 from rulequant.diagnostics import Diagnostic, DiagnosticsError
-from rulequant.errors import ModelError
+from rulequant.errors import CheckpointError, ModelError
 from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.torch.checkpoint.container import Container, choose_container, own_container
+from rulequant.torch.checkpoint.diffusion_container import diffusers_container
+from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.keys import KeyMap, map_keys
+from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.memory import MemoryReader
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.sidefiles import source_config
+from rulequant.torch.diffusion import STEM
 from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["Source", "source_of"]
@@ -24,6 +28,14 @@ __all__ = ["Source", "source_of"]
 
 class Source(Protocol):
     """A model with its weights, and what of it belongs beside them."""
+
+    @property
+    def library(self) -> str:
+        """What loads the output: transformers, diffusers, or rulequant itself."""
+
+    @property
+    def stem(self) -> str:
+        """What the names of the files with its weights begin with."""
 
     @property
     def folder(self) -> Path | None:
@@ -67,7 +79,8 @@ def source_of(skeleton: Skeleton) -> Source:
         ModelError: it has no weights: it is a model on the Hub that was not downloaded.
     """
     if skeleton.folder is not None:
-        return _Folder(skeleton, skeleton.folder)
+        kind = _Folder if skeleton.dtypes is None else _Component
+        return kind(skeleton, skeleton.folder)
     if skeleton.hub is not None:
         raise ModelError(f"{skeleton.name} is not downloaded")
     return _Called(skeleton)
@@ -79,6 +92,8 @@ class _Folder:
 
     skeleton: Skeleton
     folder: Path
+    library: ClassVar[str] = "transformers"
+    stem: ClassVar[str] = MODEL_STEM
 
     def config(self) -> dict[str, Any]:
         return source_config(self.folder)
@@ -87,7 +102,7 @@ class _Folder:
         return choose_container(self.skeleton, plan, wanted, inventory=inventory)
 
     def open(self) -> CheckpointReader:
-        return CheckpointReader.open(self.folder)
+        return CheckpointReader.open(self.folder, self.stem)
 
     def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
         return CheckpointReader.attach(self.folder, fingerprint)
@@ -95,8 +110,43 @@ class _Folder:
     def keys(self, reader: CheckpointReader) -> KeyMap:
         return map_keys(self.skeleton, reader.tensors)
 
-    def loading(self) -> None:
+    def loading(self) -> str | None:
         return None
+
+
+@dataclass(frozen=True)
+class _Component(_Folder):
+    """A model of diffusers: a folder that has the class in its config.json, and its own names of files."""
+
+    library: ClassVar[str] = "diffusers"
+    stem: ClassVar[str] = STEM
+
+    def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
+        """Plain `bitsandbytes`: diffusers knows no other."""
+        del inventory
+        if wanted == "rulequant":
+            message = f"{self.skeleton.name} is a model of diffusers, which loads `bitsandbytes` checkpoints only"
+            raise DiagnosticsError([Diagnostic("RQ542", message, remedy="let the container be `auto`")])
+        return diffusers_container(self.skeleton, plan)
+
+    def keys(self, reader: CheckpointReader) -> KeyMap:
+        """Names are those of the model: diffusers renames nothing that it saved itself."""
+        names, found = set(self.skeleton.tensors), set(reader.tensors)
+        kind = type(self.skeleton.model).__name__
+        for name in sorted(names ^ found):
+            problem = "is in no shard" if name in names else f"is in the shards, and {kind} does not have it"
+            raise CheckpointError(
+                f"{printable(self.folder)}: `{printable(name)}` {problem}",
+                remedy=f"save it anew with the installed diffusers: {kind}.from_pretrained(…).save_pretrained(…)",
+            )
+        return KeyMap({name: name for name in reader.tensors})
+
+    def loading(self) -> str:
+        kind, dtype = type(self.skeleton.model).__name__, self.skeleton.dtype
+        return (
+            f"import torch\nfrom diffusers import {kind}\n\n"
+            f'model = {kind}.from_pretrained("path/to/this/folder", torch_dtype={dtype})'
+        )
 
 
 @dataclass(frozen=True)
@@ -105,6 +155,8 @@ class _Called:
 
     skeleton: Skeleton
     folder: Path | None = None
+    library: ClassVar[str] = "rulequant"
+    stem: ClassVar[str] = MODEL_STEM
 
     def config(self) -> None:
         return None

@@ -49,6 +49,8 @@ class Applied:
     output: Path
     container: str = ""
     """The `quant_method` of its config.json."""
+    library: str = "transformers"
+    """What loads it: transformers, diffusers, or rulequant."""
     tensors: int = 0
     bytes_written: int = 0
     """Bytes of all tensors in the output, the JSON records of 4-bit tensors included."""
@@ -143,7 +145,7 @@ def _write_shards(
     ordered = [found[shard.name] for shard in job.shards]
     if len(ordered) > 1:
         weight_map = {name: result.name for result in ordered for name in result.tensors}
-        write_index(stage.path, weight_map, total_size=sum(result.nbytes for result in ordered))
+        write_index(stage.path, weight_map, total_size=sum(result.nbytes for result in ordered), stem=job.stem)
     return ordered
 
 
@@ -152,6 +154,7 @@ def _applied(job: Job, output: Path, shards: list[ShardResult]) -> Applied:
         job.plan,
         output,
         container=job.quant_method,
+        library=job.library,
         tensors=sum(len(shard.tensors) for shard in shards),
         bytes_written=sum(shard.nbytes for shard in shards),
         payload_bytes=sum(shard.payload_bytes for shard in shards),
@@ -164,7 +167,9 @@ def _write_beside(job: Job, applied: Applied, folder: Path) -> None:
     """What the source has beside its weights; and what the output is made of, and how to make it again."""
     if job.source is not None and job.config is not None:
         copy_side_files(job.source, folder)
-        write_config(dict(job.config), dict(job.quantization), job.dtype, folder)
+        # The config of a model of diffusers says no dtype: whoever loads it does.
+        dtype = job.dtype if job.library == "transformers" else None
+        write_config(dict(job.config), dict(job.quantization), dtype, folder)
     write_plan(job.plan, folder)
     if job.rules is not None:
         write_rules(job.rules, folder)
@@ -179,6 +184,7 @@ def _write_beside(job: Job, applied: Applied, folder: Path) -> None:
         bytes_written=applied.bytes_written,
         command=f"rulequant apply {job.model} {what} -o OUTPUT{option}",
         origin=job.origin,
+        library=job.library,
         loading=job.loading,
         model_class=job.model_class,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rulequant.torch.checkpoint.header import MAX_HEADER_BYTES
-from rulequant.torch.checkpoint.layout import INDEX_NAME, SINGLE_NAME
+from rulequant.torch.checkpoint.layout import MODEL_STEM, index_name, single_name
 from rulequant.torch.checkpoint.partfile import write_file
 
 __all__ = ["aligned", "estimate_header", "header_bytes", "plan_shards", "shard_names", "write_index"]
@@ -58,22 +58,27 @@ def plan_shards(sizes: Iterable[tuple[str, int]], max_shard_bytes: int) -> list[
     return shards
 
 
-def shard_names(count: int) -> list[str]:
+def shard_names(count: int, stem: str = MODEL_STEM) -> list[str]:
     """The file names of `count` shards, as transformers and its peers expect them."""
     if count == 1:
-        return [SINGLE_NAME]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [single_name(stem)]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def write_index(
-    folder: Path, weight_map: Mapping[str, str], *, total_size: int, total_parameters: int | None = None
+    folder: Path,
+    weight_map: Mapping[str, str],
+    *,
+    total_size: int,
+    total_parameters: int | None = None,
+    stem: str = MODEL_STEM,
 ) -> None:
     """Write `model.safetensors.index.json` as transformers does; `total_size` is the bytes of all tensors."""
     metadata = {"total_size": total_size}
     if total_parameters is not None:
         metadata["total_parameters"] = total_parameters
     index = {"metadata": metadata, "weight_map": dict(weight_map)}
-    write_file(folder / INDEX_NAME, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii"))
+    write_file(folder / index_name(stem), (json.dumps(index, indent=2, sort_keys=True) + "\n").encode("ascii"))
 
 
 def aligned(size: int, to: int) -> int:

@@ -1,0 +1,78 @@
+"""Models of diffusers: a component's folder → the model on meta, and the dtypes that its files have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from rulequant.diagnostics import did_you_mean
+from rulequant.errors import CheckpointError, MissingExtraError, ModelError
+from rulequant.torch.checkpoint.files import printable
+from rulequant.torch.checkpoint.reader import CheckpointReader
+
+__all__ = ["STEM", "build_component", "import_diffusers", "is_component", "stored_dtypes"]
+
+STEM = "diffusion_pytorch_model"
+"""What the names of the files begin with."""
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MODEL_CLASS = re.compile(r"[A-Z]\w*(Model|Autoencoder|Transformer|UNet|VQ|AutoencoderKL)\w*")
+
+
+def is_component(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of diffusers, which names the class and not the model_type."""
+    return isinstance(config.get("_class_name"), str) and "model_type" not in config
+
+
+def import_diffusers(what: str) -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "diffusers":
+            raise
+        raise MissingExtraError(
+            f"{what} is a model of diffusers, which is not installed", remedy="pip install 'rulequant[torch,diffusers]'"
+        ) from error
+    return diffusers
+
+
+def build_component(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The model of a config, in the default dtype and on the default device.
+
+    Raises:
+        ModelError: the installed diffusers has no such model.
+    """
+    diffusers = import_diffusers(name)
+    kind = str(config["_class_name"])
+    found = getattr(diffusers, kind, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        known = [each for each in dir(diffusers) if _MODEL_CLASS.fullmatch(each)]
+        raise ModelError(
+            f"{name}: diffusers {diffusers.__version__} has no model class {printable(kind)!r}",
+            remedy=did_you_mean(kind, known) or "give the folder of a model: a transformer, a UNet, a VAE",
+        )
+    return cast(nn.Module, cast(Any, found).from_config(dict(config)))
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtype of each float tensor of a folder, by name; none where it holds no weights (a plan needs none).
+
+    Raises:
+        CheckpointError: it holds weights that cannot be trusted.
+    """
+    try:
+        with CheckpointReader.open(folder, STEM) as reader:
+            return {name: _DTYPES[each.dtype] for name, each in reader.tensors.items() if each.dtype in _DTYPES}
+    except CheckpointError:
+        if any(folder.glob(f"{STEM}*.safetensors*")):
+            raise
+        return {}
