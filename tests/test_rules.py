@@ -12,7 +12,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rulequant.bundled import bundled_names, bundled_path
+from rulequant.bundled import PREFIX, bundled_names, bundled_path
 from rulequant.inventory import Inventory
 from rulequant.loader import check_rules, load_rules
 from rulequant.plan import Plan
@@ -22,8 +22,34 @@ from rulequant.torch.inspect import inspect_model
 
 MODELINE = "# yaml-language-server: $schema=../schemas/ruleset.v1.schema.json"
 
+_QWEN2_0_5B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 364,
+            "patch_size": 14,
+        }
+    },
     "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "gemma4": {
+        "text_config": {"enable_moe_block": True, "num_experts": 32, "top_k_experts": 8, "moe_intermediate_size": 704},
+        "vision_config": {},
+        "audio_config": {},
+    },
+    "gemma4_unified": {"vision_config": {}, "audio_config": {}},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 64},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
@@ -33,6 +59,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nemotron_h": {"moe_latent_size": 1024, "n_routed_experts": 64},
 }
 """What default configs lack, by model type or architecture: what a class asks for, or what a skip is about."""
+
+UNBUILT = frozenset({"gemma3n"})
+"""Model types whose classes need timm, which is no requirement of the tests; their text models are planned."""
 
 BESIDE = {
     "clip": ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
@@ -89,6 +118,71 @@ SIBLINGS = {
         "Gemma3ForConditionalGeneration",
         {"text_config": _GEMMA3_4B, "vision_config": _SIGLIP_SO400M},
         quantized=34 * 7,
+    ),
+    "llava-onevision-0.5b": Sibling(
+        "llava", "LlavaOnevisionForConditionalGeneration", {"text_config": _QWEN2_0_5B}, quantized=24 * 7
+    ),
+    "internvl3-1b": Sibling(
+        "internvl", "InternVLForConditionalGeneration", {"text_config": _QWEN2_0_5B}, quantized=24 * 7
+    ),
+    "qwen2-vl-2b": Sibling(
+        "qwen2_vl",
+        "Qwen2VLForConditionalGeneration",
+        {
+            "text_config": {
+                "hidden_size": 1536,
+                "intermediate_size": 8960,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 12,
+                "num_key_value_heads": 2,
+            },
+            "vision_config": {"hidden_size": 1536},
+        },
+        quantized=28 * 7,
+    ),
+    "qwen3-vl-2b": Sibling(
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        {
+            "text_config": {
+                "hidden_size": 2048,
+                "intermediate_size": 6144,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+            },
+            "vision_config": {
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "out_hidden_size": 2048,
+            },
+        },
+        quantized=28 * 7,
+    ),
+    "smolvlm-256m": Sibling(
+        "idefics3",
+        "SmolVLMForConditionalGeneration",
+        {
+            "scale_factor": 4,
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+            },
+            "vision_config": {
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "image_size": 512,
+                "patch_size": 16,
+            },
+        },
+        quantized=30 * 7,
     ),
     "opt-350m": Sibling(
         "opt",
@@ -237,6 +331,7 @@ def family(request: pytest.FixtureRequest) -> Family:
     built = {
         f"{model_type} {architecture}": _build(architecture, CONFIGS.get(architecture, CONFIGS.get(model_type, {})))
         for model_type in rules.models
+        if model_type not in UNBUILT
         for architecture in _architectures(model_type)
     }
     built |= {
@@ -281,7 +376,7 @@ def test_has_floor(name: str) -> None:
     assert "\nexpect:\n" in _text(name)
     floor = load_rules(name).expect.min_quantized_layers
     assert floor is not None
-    assert floor > 0.5
+    assert floor > 1 / 3  # the vision tower of a small model is larger than its language model
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -307,7 +402,8 @@ def test_skips_have_reasons(name: str) -> None:
 
 def test_builds_all_models(family: Family) -> None:
     """Each model type that a file is for is planned below in one architecture at least."""
-    assert {each.inventory.model_type for each in family.built.values()} == set(load_rules(family.name).models)
+    models = set(load_rules(family.name).models)
+    assert {each.inventory.model_type for each in family.built.values()} == models - UNBUILT
 
 
 def test_plans_without_findings(family: Family) -> None:
@@ -321,9 +417,14 @@ def test_plans_without_findings(family: Family) -> None:
 
 
 def test_skips_select_something(family: Family) -> None:
-    """No bundled pattern is dead: in some architecture or size of the family it selects a module."""
+    """No pattern of the file itself is dead: in some architecture or size of the family it selects a module."""
     rules = load_rules(family.name)
-    uses = [use for each in family.built.values() for use in select(rules, each.inventory).uses]
+    uses = [
+        use
+        for each in family.built.values()
+        for use in select(rules, each.inventory).uses
+        if use.entry.location.file == f"{PREFIX}{family.name}"
+    ]
     alive = {use.glob.text for use in uses if use.weighty}
     assert {use.glob.text for use in uses} <= alive
 
