@@ -55,8 +55,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]},
     "T5GemmaEncoderModel": {"is_encoder_decoder": False},
     "nemotron_h": {"moe_latent_size": 1024, "n_routed_experts": 64},
+    "wav2vec2-bert": {"vocab_size": 32},
+    "wav2vec2-conformer": {"vocab_size": 32},
 }
 """What default configs lack, by model type or architecture: what a class asks for, or what a skip is about."""
 
@@ -65,6 +68,10 @@ UNBUILT = frozenset({"gemma3n"})
 
 BESIDE = {
     "clip": ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
+    "metaclip_2_text_model": ("MetaClip2TextModel",),
+    "metaclip_2_vision_model": ("MetaClip2VisionModel",),
+    "siglip2_text_model": ("Siglip2TextModel",),
+    "siglip_text_model": ("SiglipTextModel",),
     "gpt2": ("GPT2DoubleHeadsModel",),
 }
 """Architectures that no auto class knows, by model type."""
@@ -300,7 +307,11 @@ class Family:
 
 def _architectures(model_type: str) -> Iterator[str]:
     """The model classes that transformers' auto classes give for a model type, each once."""
-    mappings = (vars(modeling_auto)[name] for name in sorted(vars(modeling_auto)) if name.endswith("_NAMES"))
+    mappings = (
+        vars(modeling_auto)[name]
+        for name in sorted(vars(modeling_auto))
+        if name.endswith("_NAMES") and "BACKBONE" not in name  # parts of detectors, with settings of their own
+    )
     known = (mapping[model_type] for mapping in mappings if model_type in mapping)
     names = (name for each in known for name in ([each] if isinstance(each, str) else each))
     for name in dict.fromkeys((*names, *BESIDE.get(model_type, ()))):
