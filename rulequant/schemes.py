@@ -74,6 +74,11 @@ class Scheme(BaseModel):
         """
         return ()
 
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """The names of the records beside the encoded tensors, whose length is known only after encoding."""
+        return ()
+
     def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing | None:  # noqa: ARG002
         """How the tensor can be encoded slice by slice; None where it has to be in memory as a whole."""
         return None
@@ -137,6 +142,11 @@ class Bnb4bit(Scheme):
             TensorInfo("weight.nested_absmax", (nested,), "float32"),
             TensorInfo("weight.nested_quant_map", (256,), "float32"),
         )
+
+    @property
+    def record_names(self) -> tuple[str, ...]:
+        """The JSON record of the quant state."""
+        return (f"weight.quant_state.bitsandbytes__{self.quant_type}",)
 
     def slicing(self, info: ModuleInfo, tensor: TensorInfo) -> Slicing:  # noqa: ARG002
         """In whole blocks; for double quantization the absmax of all blocks is needed at once."""

@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["CHECKOUT", "MODEL", "PAGES", "Block", "Step", "blocks", "make_folder", "run", "shows", "steps"]
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/rule-files.md", "docs/continuous-integration.md", "docs/python.md")
+PAGES = ("README.md", "docs/rule-files.md", "docs/continuous-integration.md", "docs/python.md", "docs/verify.md")
 """Pages written by hand; docs/diagnostics.md is generated and has a test of its own."""
 MODEL = "all-MiniLM-L6-v2"
 """What the pages call the folder with the real weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -91,7 +92,7 @@ def command(
         raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
     seconds = time.monotonic() - began
     if not quiet:
-        _summarize(applied, seconds)
+        _summarize(applied, seconds, model)
     if form == "json":
         terminal.data(json.dumps(_record(applied, seconds), indent=1))
 
@@ -198,7 +199,7 @@ def _record(applied: Applied, seconds: float) -> dict[str, Any]:
     }
 
 
-def _summarize(applied: Applied, seconds: float) -> None:
+def _summarize(applied: Applied, seconds: float, model: str) -> None:
     from rulequant.escaping import printable
     from rulequant.report.text import columns, count, percent, size
 
@@ -218,6 +219,18 @@ def _summarize(applied: Applied, seconds: float) -> None:
     style = terminal.style_of(sys.stderr)
     for line, (label, _) in zip(columns(rows), rows, strict=True):
         terminal.message(style.bold(line[: len(label)]) + line[len(label) :])
+    terminal.note(f"check it any time: rulequant verify {_quoted(applied.output)}{_against(model)}")
+
+
+def _quoted(path: Path | str) -> str:
+    from rulequant.escaping import printable
+
+    return shlex.quote(printable(str(path)))
+
+
+def _against(model: str) -> str:
+    """The option that compares weights too, where MODEL is what it takes."""
+    return f" --against {_quoted(model)}" if Path(model).is_dir() or ":" in model else ""
 
 
 def _loads(applied: Applied) -> str:

@@ -56,8 +56,10 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def start(self, total_bytes: int, tensors: int) -> None:  # noqa: ARG002  # the bar counts bytes
-        """Draw the empty bar."""
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:  # noqa: ARG002  # bytes are counted
+        """Draw the empty bar, in place of that of an earlier round."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
         self._task = self._progress.add_task("", total=total_bytes)
 
     def advance(self, tensor: str, nbytes: int) -> None:

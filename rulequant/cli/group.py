@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "diff": "Show which modules two rule files treat differently.",
         "lock": "Save the decisions, for `plan --check` to compare with later.",
         "apply": "Write the quantized checkpoint.",
+        "verify": "Check what apply wrote, and how close its weights are to the original's.",
         "inventory": "Save the modules of a model as JSON; then no torch is needed.",
         "init": "Write a commented rule file to start from.",
         "rules": "List the bundled rule files.",

@@ -1,4 +1,4 @@
-"""How far apply is: a bar on a terminal, a line now and then in a log, nothing with --quiet."""
+"""How far apply, a download or verify is: a bar on a terminal, a line now and then in a log, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,26 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rulequant.cli import terminal
 from rulequant.escaping import printable
-from rulequant.report.text import size
+from rulequant.report.text import count, size
 
-__all__ = ["DownloadLog", "LogProgress", "ProgressDisplay", "Silent", "choose_download", "choose_progress"]
+if TYPE_CHECKING:
+    from rulequant.cli import bar
+
+__all__ = [
+    "DownloadLog",
+    "LogProgress",
+    "ProgressDisplay",
+    "Silent",
+    "VerifyDisplay",
+    "VerifyLog",
+    "choose_download",
+    "choose_progress",
+    "choose_verify",
+]
 
 INTERVAL = 5.0
 """Seconds between two lines of a log."""
@@ -28,6 +41,16 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"], Protocol):
         """A source tensor is done."""
 
 
+class VerifyDisplay(AbstractContextManager["VerifyDisplay"], Protocol):
+    """What `verify_folder` tells how far it is; a new start ends the round before."""
+
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:
+        """The bytes to read in all, and the number of files or tensors."""
+
+    def advance(self, tensor: str, nbytes: int) -> None:
+        """Some bytes of a file or tensor are done."""
+
+
 class Silent:
     """Shows nothing."""
 
@@ -37,7 +60,7 @@ class Silent:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def start(self, total_bytes: int, tensors: int) -> None:
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:
         """Nothing."""
 
     def advance(self, tensor: str, nbytes: int) -> None:
@@ -55,7 +78,7 @@ class LogProgress(Silent):
     def __enter__(self) -> LogProgress:
         return self
 
-    def start(self, total_bytes: int, tensors: int) -> None:
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:  # noqa: ARG002
         """Say how much there is to do."""
         self._total, self._tensors = total_bytes, tensors
         self._began = self._last = self._clock()
@@ -72,8 +95,8 @@ class LogProgress(Silent):
         self._write(self._line(tensor, now - self._began))
 
     def _line(self, tensor: str, seconds: float) -> str:
-        count = f"{self._count:,} of {self._tensors:,} tensors, "
-        return f"{self._share():4.0%}  {count}{self._rate(seconds)}, {printable(tensor)}"
+        done = f"{self._count:,} of {self._tensors:,} tensors, "
+        return f"{self._share():4.0%}  {done}{self._rate(seconds)}, {printable(tensor)}"
 
     def _share(self) -> float:
         return self._done / self._total if self._total else 1.0
@@ -98,7 +121,7 @@ def _duration(seconds: float) -> str:
 class DownloadLog(LogProgress):
     """As `LogProgress`, for the files of a download, each of which comes in many pieces."""
 
-    def start(self, total_bytes: int, tensors: int) -> None:
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:  # noqa: ARG002
         """Say how much there is to do."""
         self._total, self._tensors = total_bytes, tensors
         self._began = self._last = self._clock()
@@ -106,6 +129,16 @@ class DownloadLog(LogProgress):
 
     def _line(self, tensor: str, seconds: float) -> str:
         return f"{self._share():4.0%}  {self._rate(seconds)}, {printable(tensor)}"
+
+
+class VerifyLog(DownloadLog):
+    """As `DownloadLog`, for the files of an output, and after them for tensors that are compared."""
+
+    def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:
+        """Say how much there is to do."""
+        self._total, self._tensors, self._done = total_bytes, tensors, 0
+        self._began = self._last = self._clock()
+        self._write(f"comparing {count(tensors, unit)}, {size(total_bytes)}")
 
 
 def choose_progress(*, quiet: bool) -> ProgressDisplay:
@@ -118,7 +151,12 @@ def choose_download(*, quiet: bool) -> ProgressDisplay:
     return _choose(DownloadLog, quiet=quiet)
 
 
-def _choose(log: type[LogProgress], *, quiet: bool) -> ProgressDisplay:
+def choose_verify(*, quiet: bool) -> VerifyDisplay:
+    """As `choose_progress`, for two rounds, one after the other."""
+    return _choose(VerifyLog, quiet=quiet)
+
+
+def _choose(log: type[LogProgress], *, quiet: bool) -> Silent | bar.Bar:
     if quiet:
         return Silent()
     if terminal.is_terminal(sys.stderr):

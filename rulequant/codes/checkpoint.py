@@ -1,4 +1,4 @@
-"""RQ501 to RQ505, RQ541 to RQ543, RQ551 to RQ553: what no checkpoint can express, or not the one that was asked for."""
+"""RQ5: what no checkpoint can express, or not the one that was asked for; and what `verify` finds in one."""
 
 from __future__ import annotations
 
@@ -40,6 +40,80 @@ CODES: tuple[Code, ...] = (
         what="A `bitsandbytes` checkpoint was asked for, and no skip list makes transformers' own matcher decide as "
         "the plan does. The message names the module in dispute.",
         why="The model would load with a module quantized that was written plain, or the reverse.",
+    ),
+    error(
+        "RQ530",
+        "a file is not what the manifest says",
+        what="A file of the output has another size or sha256 than `rulequant-manifest.json` lists, is no regular "
+        "file, or leads out of the folder. Where tensors of a shard were changed, the message names them. The "
+        "manifest holds a sha256 of itself, so a change of it is found too.",
+        why="The weights, or what loads them, are no longer those that apply wrote: a copy broke off, a disk "
+        "failed, or somebody edited the file.",
+    ),
+    error(
+        "RQ531",
+        "a file is missing",
+        what="`rulequant-manifest.json` lists a file that the folder does not have.",
+        why="The folder was copied or downloaded in part.",
+    ),
+    error(
+        "RQ532",
+        "a file that the manifest does not list",
+        what="The folder has a file that apply did not write. Hidden files are let pass, since publishing and "
+        "downloading add some.",
+        why="Loaders take files by their names: code, an adapter or other weights in the folder may change what "
+        "is loaded.",
+    ),
+    error(
+        "RQ533",
+        "plan, rules and manifest do not belong together",
+        what="The plan or the rules in the folder are in order by themselves, and are not those whose hash the "
+        "manifest holds.",
+        why="The folder then does not say how its weights came about: it was put together from several outputs, "
+        "or edited.",
+    ),
+    error(
+        "RQ534",
+        "a tensor is not what the plan promises",
+        what="A tensor of the shards has another shape or dtype than the plan and its schemes ask for, is missing "
+        "beside an encoded weight, or is there although nothing asks for it.",
+        why="A loader would refuse it, or take it for something else.",
+    ),
+    error(
+        "RQ535",
+        "the bytes are not those of the plan",
+        what="The tensors of the shards, or of one module, do not come to the bytes that the plan promises as "
+        "`bytes_after`.",
+        why="Those bytes are exact; where they differ, plan and checkpoint are not of one run.",
+    ),
+    error(
+        "RQ536",
+        "transformers would load other layers than planned",
+        what="Built on meta by its config.json, as `from_pretrained` does before it reads weights, the model has a "
+        "module of another class than the plan says, or with another `compute_dtype` or `threshold`.",
+        why="The model would load with a module quantized that was written plain, or the reverse: config.json was "
+        "edited, or another version of transformers decides otherwise.",
+    ),
+    error(
+        "RQ537",
+        "an unquantized tensor is not the original's",
+        what="A tensor that the plan leaves as it is differs from that of `--against MODEL`, cast to the dtype in "
+        "which the output stores it.",
+        why="MODEL is another model, a fine-tuned one perhaps, or the output was changed.",
+    ),
+    error(
+        "RQ538",
+        "a weight that does not stand for the original's",
+        what="The dequantized weight differs from that of `--against MODEL` by as much as a weight of zeros would, "
+        "is not finite, or cannot be decoded.",
+        why="No method that rulequant has errs so much: MODEL is another model, or the output was changed.",
+    ),
+    error(
+        "RQ539",
+        "a part of the output cannot be read",
+        what="The plan, config.json, the index or the header of a shard is damaged, missing, or at odds with the "
+        "others. What depends on it was not checked.",
+        why="A loader would fail at the same place, or load something else.",
     ),
     error(
         "RQ541",

@@ -20,7 +20,9 @@ from rulequant.ruleset import RuleSet
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["apply", "apply_checkpoint", "load_quantized", "plan"]
+    from rulequant.verification import Verified
+
+__all__ = ["apply", "apply_checkpoint", "load_quantized", "plan", "verify"]
 
 Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
 
@@ -132,3 +134,26 @@ def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str
     from rulequant.torch import loading
 
     return loading.load_quantized(model, folder)
+
+
+def verify(
+    output: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    *,
+    quick: bool = False,
+    trust_remote_code: bool = False,
+) -> Verified:
+    """Check that a folder is what `apply_checkpoint` wrote, and how close its weights are to those of the original.
+
+    What is wrong with it is in `Verified.diagnostics`; with `against`, the folder that it was made from, the error of
+    each weight is in `Verified.comparison`, worst first. `quick` compares sizes and headers, and hashes nothing.
+
+    Raises:
+        CheckpointError: the folder is no output of apply, or the original cannot be read.
+        ModelError: the original is no checkpoint folder that transformers can build.
+        UsageError: the original is another model than the plan of the output is for.
+    """
+    from rulequant.torch.checkpoint.verify.folder import verify_folder
+
+    model = None if against is None else os.fspath(against)
+    return verify_folder(Path(output), against=model, quick=quick, trust_remote_code=trust_remote_code)

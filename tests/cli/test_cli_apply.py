@@ -69,6 +69,7 @@ def test_apply(checkpoint: Path, capsys: Capture) -> None:
     assert "written          out (" in err
     assert "container        bitsandbytes, which transformers loads as it is" in err
     assert "bits per weight" in err
+    assert err.endswith(f"check it any time: rulequant verify out --against {checkpoint}\n")
     assert _config("out")["quantization_config"]["quant_method"] == "bitsandbytes"
 
 

@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from rulequant.cli.progress import INTERVAL, DownloadLog, LogProgress, Silent, choose_download, choose_progress
+from rulequant.cli.progress import (
+    INTERVAL,
+    DownloadLog,
+    LogProgress,
+    Silent,
+    VerifyLog,
+    choose_download,
+    choose_progress,
+    choose_verify,
+)
 
 
 class _Clock:
@@ -114,6 +123,25 @@ def test_choice(stream: io.StringIO, quiet: bool, term: str, expected: str, monk
     assert type(choose_progress(quiet=quiet)).__name__ == expected
     download = "DownloadLog" if expected == "LogProgress" else expected
     assert type(choose_download(quiet=quiet)).__name__ == download
+    verify = "VerifyLog" if expected == "LogProgress" else expected
+    assert type(choose_verify(quiet=quiet)).__name__ == verify
+
+
+def test_verify_has_two_rounds() -> None:
+    """The second starts anew, of tensors and not of files."""
+    lines, clock = [], iter(range(0, 100, 4))
+    log = VerifyLog(lines.append, lambda: next(clock))
+    log.start(100, 2, "file")
+    log.advance("x", 50)
+    log.advance("x", 50)
+    log.start(10, 1)
+    log.advance("y", 5)
+    log.advance("y", 5)
+    assert [line for line in lines if line.startswith("comparing")] == [
+        "comparing 2 files, 100 B",
+        "comparing 1 tensor, 10 B",
+    ]
+    assert lines[-1].startswith("100%  10 B, ")
 
 
 def test_terminal_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,7 @@ def test_encoded_tensors_are_those_that_the_scheme_promises(scheme: schemes.Sche
     promised = scheme.encoded_tensors(info, tensor)
     assert {each.name: (each.dtype, each.shape) for each in promised} == stored(encoded)
     assert promised[0].name == factory.tensor_names[0] == "weight"
+    assert sorted([*(each.name for each in promised), *scheme.record_names]) == sorted(encoded)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ class KeyMap:
     """Source keys that are not written, with the reason."""
     copies: dict[str, str] = field(default_factory=dict)
     """Of the dropped keys those that hold a tied weight a second time, and the key that is written instead."""
+    absent: frozenset[str] = frozenset()
+    """Tensors of the model that are in no shard, and that its class loads without."""
 
 
 class _Fit(NamedTuple):
@@ -42,6 +44,8 @@ class _Fit(NamedTuple):
     converted: dict[str, Conversion]
     missing: set[str]
     """Tensors of the model that nothing fills in."""
+    absent: set[str]
+    """Those that nothing fills in and that the model class declares to be of no concern."""
     ignored: set[str]
     """Source keys that the model class declares to be of no concern."""
     extra: set[str]
@@ -64,16 +68,16 @@ def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
     dropped = {key: f"{type(model).__name__} ignores it" for key in sorted(fit.ignored)}
     dropped |= {key: f"tied to {kept}" for key, kept in copies.items()}
     kept = {key: name for key, name in fit.targets.items() if key not in dropped}
-    return KeyMap(kept, fit.converted, dropped, copies)
+    return KeyMap(kept, fit.converted, dropped, copies, frozenset(fit.absent))
 
 
 def _fit(model: Any, keys: list[str], tensors: Collection[str]) -> _Fit:
     names = set(tensors)
     targets, converted, unexpected = _rename(model, keys, names)
     covered = set(targets.values()) | _other_targets(converted, targets)
-    missing = _without_tied(model, names - covered, covered)
-    missing, extra = _ignored_by_class(model, missing, unexpected)
-    return _Fit(targets, converted, missing, unexpected - extra, extra)
+    unfilled = _without_tied(model, names - covered, covered)
+    missing, extra = _ignored_by_class(model, unfilled, unexpected)
+    return _Fit(targets, converted, missing, unfilled - missing, unexpected - extra, extra)
 
 
 def _misfit(skeleton: Skeleton, fit: _Fit, keys: list[str]) -> CheckpointError:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rulequant.errors import CheckpointError
+from rulequant.torch.checkpoint.checksums import Digest, digest_file
 from rulequant.torch.checkpoint.files import (
     damaged,
-    hash_file,
     open_regular,
     printable,
     read_exactly,
@@ -24,12 +24,15 @@ from rulequant.torch.checkpoint.sealed import seal
 
 __all__ = [
     "MANIFEST_NAME",
+    "FileProblem",
     "FileRecord",
     "Manifest",
     "check_manifest",
+    "compare_file",
     "load_manifest",
     "own_version",
     "stock_versions",
+    "unlisted_files",
     "write_manifest",
 ]
 
@@ -38,6 +41,9 @@ MANIFEST_NAME = "rulequant-manifest.json"
 _FORMAT_VERSION = 1
 _MAX_BYTES = 100_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_CRC32 = re.compile(r"[0-9a-f]{8}")
+_MOST_NAMES = 3
+"""Tensors that a message names."""
 _NOT_TRUSTED = "make the output again with `rulequant apply`, or get it again from its source"
 
 
@@ -47,6 +53,20 @@ class FileRecord:
 
     size: int
     sha256: str
+    crc32: Mapping[str, str] = field(default_factory=dict)
+    """Of the tensors in it, in the order of the file, to tell which of them was changed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-ready data."""
+        return {"size": self.size, "sha256": self.sha256} | ({"crc32": dict(self.crc32)} if self.crc32 else {})
+
+
+class FileProblem(NamedTuple):
+    """What is wrong with a file of an output, on one line that names it."""
+
+    file: str
+    kind: Literal["changed", "missing", "added"]
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +85,7 @@ class Manifest:
         """The manifest as JSON-ready data, keys in the order of the file."""
         data: dict[str, Any] = {
             "format_version": _FORMAT_VERSION,
-            "files": {name: asdict(self.files[name]) for name in sorted(self.files)},
+            "files": {name: self.files[name].to_dict() for name in sorted(self.files)},
             "source": {name: dict(self.source[name]) for name in sorted(self.source)},
             "rules_sha256": self.rules_sha256,
             "plan_sha256": self.plan_sha256,
@@ -85,24 +105,23 @@ def write_manifest(
     rules_sha256: str,
     plan_sha256: str,
     versions: Mapping[str, str],
-    known_sha256: Mapping[str, str] | None = None,
+    known: Mapping[str, FileRecord] | None = None,
     base_model: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Hash every file of a finished folder and write the manifest into it, last.
 
     `source` is `CheckpointReader.fingerprint()`; `versions` is added to rulequant's own; files in
-    `known_sha256` (path in the folder to hex) are not read again.
+    `known` (by path in the folder) are not read again.
 
     Raises:
         CheckpointError: a file cannot be read or is not a regular one, or the manifest cannot be written.
         RuntimeError: a file is still being written (the caller's mistake).
     """
-    known = known_sha256 or {}
     files: dict[str, FileRecord] = {}
     for name in _walk(folder):
         if name.endswith(PART_SUFFIX):
             raise RuntimeError(f"{name} was not finished")
-        files[name] = _record(folder, name, known.get(name))
+        files[name] = (known or {}).get(name) or FileRecord(*digest_file(folder / name, root=folder))
     all_versions = {"rulequant": own_version(), **versions}
     manifest = Manifest(files, source, rules_sha256, plan_sha256, all_versions, base_model)
     write_file(folder / MANIFEST_NAME, manifest.to_bytes())
@@ -144,16 +163,67 @@ def check_manifest(folder: Path) -> list[str]:
         if not os.path.lexists(folder / MANIFEST_NAME):
             raise
         return [error.message]
-    problems = [each for name, record in manifest.files.items() for each in _compare(folder, name, record)]
-    unlisted = [name for name in _walk(folder) if name not in manifest.files and not _is_hidden(name)]
-    problems.extend(f"{printable(name)}: not in the manifest, so it was added later" for name in unlisted)
-    return problems
+    compared = (compare_file(folder, name, record) for name, record in manifest.files.items())
+    return [each.message for each in (*filter(None, compared), *unlisted_files(folder, manifest))]
+
+
+def compare_file(
+    folder: Path, name: str, record: FileRecord, *, quick: bool = False, told: Callable[[int], None] = lambda _: None
+) -> FileProblem | None:
+    """What differs between a file and its record; by size alone where `quick`.
+
+    Where a shard was changed, the tensors are named. `told` is called with the bytes of each piece that is read.
+    """
+    shown = printable(name)
+    if not os.path.lexists(folder / name):
+        return FileProblem(name, "missing", f"{shown}: missing")
+    try:
+        found = Digest(_size(folder, name), record.sha256, {})
+        if found.size == record.size and not quick:
+            found = digest_file(folder / name, root=folder, told=told)
+    except CheckpointError as error:
+        return FileProblem(name, "changed", error.message)
+    if found.size != record.size:
+        text = f"{shown}: has {found.size:,} bytes, the manifest says {record.size:,}"
+    elif found.sha256 != record.sha256:
+        where = _changed_part(found.crc32, record.crc32)
+        text = f"{shown}: sha256 is {found.sha256[:12]}…, the manifest says {record.sha256[:12]}…: {where} changed"
+    else:
+        return None
+    return FileProblem(name, "changed", text)
+
+
+def unlisted_files(folder: Path, manifest: Manifest) -> list[FileProblem]:
+    """The files, hidden ones aside, that the manifest lacks."""
+    names = [name for name in _walk(folder) if name not in manifest.files and not _is_hidden(name)]
+    return [
+        FileProblem(name, "added", f"{printable(name)}: not in the manifest, so it was added later") for name in names
+    ]
+
+
+def _changed_part(found: Mapping[str, str], recorded: Mapping[str, str]) -> str:
+    """Which part of a file was changed, as far as its checksums tell."""
+    if not recorded:
+        return "its bytes were"
+    if list(found) != list(recorded):
+        return "its header was"
+    changed = [f"`{printable(name)}`" for name, value in recorded.items() if found[name] != value]
+    if not changed:
+        return "its header was"
+    more = f" and {len(changed) - _MOST_NAMES} more tensors" if len(changed) > _MOST_NAMES else ""
+    return f"{', '.join(changed[:_MOST_NAMES])}{more} {'were' if len(changed) > 1 else 'was'}"
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for current, folders, names in os.walk(folder):
+    """The files of a folder by their paths in it; links to folders count as files, since they are not entered."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{printable(error.filename)}: cannot be listed: {error.strerror}") from error
+
+    for current, folders, names in os.walk(folder, onerror=refuse):
         folders.sort()
-        for path in (Path(current, name) for name in sorted(names)):
+        links = [name for name in folders if Path(current, name).is_symlink()]
+        for path in (Path(current, name) for name in sorted([*names, *links])):
             name = path.relative_to(folder).as_posix()
             if name != MANIFEST_NAME:
                 yield name
@@ -163,26 +233,13 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _record(folder: Path, name: str, known_sha256: str | None) -> FileRecord:
-    path = folder / name
-    sha256 = known_sha256 or hash_file(path, root=folder)
-    return FileRecord(path.stat().st_size, sha256)
-
-
-def _compare(folder: Path, name: str, record: FileRecord) -> Iterator[str]:
-    shown = printable(name)
-    if not os.path.lexists(folder / name):
-        yield f"{shown}: missing"
-        return
+def _size(folder: Path, name: str) -> int:
+    """The size of a file, which has to be a regular one inside the folder."""
+    fd = open_regular(folder / name, root=folder)
     try:
-        found = _record(folder, name, None)
-    except CheckpointError as error:
-        yield error.message
-        return
-    if found.size != record.size:
-        yield f"{shown}: has {found.size:,} bytes, the manifest says {record.size:,}"
-    elif found.sha256 != record.sha256:
-        yield f"{shown}: sha256 is {found.sha256}, the manifest says {record.sha256}: its bytes were changed"
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 def _read(path: Path) -> bytes:
@@ -223,7 +280,10 @@ def _file_record(value: dict[str, Any]) -> FileRecord:
     size, sha256 = value["size"], value["sha256"]
     if type(size) is not int or not _SHA256.fullmatch(sha256):
         raise ValueError("a file needs its size and sha256")
-    return FileRecord(size, sha256)
+    crc32 = value.get("crc32", {})
+    if not all(_CRC32.fullmatch(each) for each in crc32.values()):
+        raise ValueError("a tensor needs its crc32")
+    return FileRecord(size, sha256, crc32)
 
 
 def _relative(name: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rulequant.errors import UsageError
 from rulequant.schemes import WORK
 from rulequant.torch.checkpoint.arrangement import Arrangement, Place, arrange
+from rulequant.torch.checkpoint.checksums import Digest
 from rulequant.torch.checkpoint.files import printable, size_text
 from rulequant.torch.checkpoint.header import ITEM_SIZES
 from rulequant.torch.checkpoint.partfile import PartFile
@@ -72,7 +73,7 @@ class ShardFile:
         self._then: deque[tuple[int, Unit]] = deque()
         self._last = -1
         self._places: dict[str, Place] = {}
-        self._sha256 = ""
+        self._digest = Digest(0, "", {})
         self._file = PartFile(path)
 
     def next_unit(self) -> tuple[int, Unit] | None:
@@ -89,7 +90,7 @@ class ShardFile:
         """Take the result of a unit in; returns a step that is done by it."""
         if number < 0:
             self._last -= 1
-            self._sha256 = result.sha256 or self._sha256
+            self._digest = result.digest or self._digest
             return None
         state = self._open[number]
         state.done += 1
@@ -113,11 +114,11 @@ class ShardFile:
         """Whether all is written, and the file only waits for its name."""
         return self._last == 0
 
-    def close(self) -> tuple[dict[str, int], int, str]:
-        """Sync it and give it its name: (bytes by tensor in the order of the file, bytes of the file, sha256)."""
+    def close(self) -> tuple[dict[str, int], Digest]:
+        """Sync it and give it its name: (bytes by tensor in the order of the file, size and hashes of the file)."""
         self._file.finish()
         tensors = {name: place.nbytes for name, place in self._places.items()}
-        return tensors, self._arrangement.data_start + sum(tensors.values()), self._sha256
+        return tensors, self._digest
 
     def abort(self) -> None:
         """Remove what was written so far; does nothing after `close`."""

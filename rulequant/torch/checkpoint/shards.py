@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class ShardResult:
     size: int
     """Bytes of the file."""
     sha256: str
+    crc32: Mapping[str, str] = field(default_factory=dict)
+    """Of the tensors, in the order of the file."""
 
     @property
     def nbytes(self) -> int:
@@ -162,8 +164,8 @@ class _Schedule:
         if not file.is_complete:
             return None
         self._files.remove(file)
-        tensors, size, sha256 = file.close()
-        return ShardResult(file.name, tensors, size, sha256)
+        tensors, digest = file.close()
+        return ShardResult(file.name, tensors, *digest)
 
     def abort(self) -> None:
         for file in self._files:

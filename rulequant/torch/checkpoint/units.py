@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from rulequant.torch.checkpoint.checksums import Digest
 from rulequant.torch.checkpoint.header import TensorEntry
 from rulequant.torch.checkpoint.step import Block, Step
 
@@ -32,7 +33,8 @@ class Result(NamedTuple):
     """What a unit has to report."""
 
     late: tuple[Late, ...] = ()
-    sha256: str = ""
+    digest: Digest | None = None
+    """Of the file, where it was hashed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from rulequant.errors import UsageError
 from rulequant.schemes import WORK
 from rulequant.torch.checkpoint.bench import Bench
-from rulequant.torch.checkpoint.files import hash_fd, printable
+from rulequant.torch.checkpoint.checksums import digest_fd
+from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather, raw, read_values
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, SPELLINGS, TensorEntry
 from rulequant.torch.checkpoint.merging import merge_whole
@@ -50,7 +51,7 @@ def carry_out(bench: Bench, unit: Unit) -> Result:
     with explained(path):
         if isinstance(unit, Hashed):
             # Right after writing: the bytes are read from the memory that the system still holds them in.
-            return Result(sha256=hash_fd(bench.output(unit.shard), path))
+            return Result(digest=digest_fd(bench.output(unit.shard), path))
         # By a descriptor of its own; who gives the file its name syncs again, and hears of errors.
         os.fsync(bench.output(unit.shard))
     return Result()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from rulequant.plan import Plan
 from rulequant.torch.checkpoint.job import Job
-from rulequant.torch.checkpoint.manifest import stock_versions, write_manifest
+from rulequant.torch.checkpoint.manifest import FileRecord, stock_versions, write_manifest
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.shards import Executor, ShardResult, write_shards
@@ -104,7 +104,7 @@ def write_output(
             plan_sha256=job.plan.sha256,
             versions=stock_versions(),
             base_model=job.origin.to_dict() if job.origin else None,
-            known_sha256={shard.name: shard.sha256 for shard in shards},
+            known={shard.name: FileRecord(shard.size, shard.sha256, shard.crc32) for shard in shards},
         )
         stage.commit()
     return applied

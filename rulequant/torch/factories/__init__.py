@@ -16,8 +16,17 @@ from rulequant.schemes import Scheme
 
 if TYPE_CHECKING:
     from rulequant.torch.factories.slices import SliceEncoder
+    from rulequant.torch.factories.spans import EncodedParts
 
-__all__ = ["ENTRY_POINTS", "ExpertsFactory", "LayerFactory", "NotFiniteError", "SliceFactory", "factory_for"]
+__all__ = [
+    "ENTRY_POINTS",
+    "ExpertsFactory",
+    "LayerFactory",
+    "NotFiniteError",
+    "SliceFactory",
+    "SpanFactory",
+    "factory_for",
+]
 
 ENTRY_POINTS = "rulequant.factories"
 
@@ -68,6 +77,17 @@ class SliceFactory(Protocol):
 
     def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> SliceEncoder:
         """The encoder of a weight of this shape, as the module holds it; its bytes are those of `encode`."""
+
+
+@runtime_checkable
+class SpanFactory(Protocol):
+    """What a factory has as well, if it decodes weights span by span; without it a weight is decoded as a whole."""
+
+    def span(self, parts: EncodedParts, start: int, stop: int, columns: int) -> dict[str, Tensor]:
+        """The values [start, stop) of a weight [..., columns] as an encoded weight of its own, of any number of rows.
+
+        Both are bounds of rows, and `start` is a multiple of 4096 or the first value of an expert.
+        """
 
 
 class ExpertsFactory(LayerFactory, Protocol):

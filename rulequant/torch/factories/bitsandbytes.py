@@ -17,6 +17,7 @@ from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.experts import expert_parameters, swap_parameters
 from rulequant.torch.factories.encoding import encode_4bit, encode_experts_4bit, encode_experts_int8, encode_int8
 from rulequant.torch.factories.slices import FourBitSlices, Int8Slices
+from rulequant.torch.factories.spans import EncodedParts, span_4bit, span_int8
 from rulequant.torch.factories.values import check_4bit, check_int8
 from rulequant.torch.standins import STANDS_FOR, StandIn
 
@@ -117,6 +118,11 @@ class Linear4bitFactory:
         packed = encoded["weight"]
         return _out_in(dequantize(packed, functional.QuantState.from_dict(statistics, device=packed.device)), kind)
 
+    def span(self, parts: EncodedParts, start: int, stop: int, columns: int) -> dict[str, Tensor]:
+        """The values [start, stop) of the weight [out, in], from a block's first on, as one encoded row."""
+        del columns
+        return span_4bit(parts, start, stop)
+
 
 class Linear8bitFactory:
     """LLM.int8(): int8 values with one float32 scale for each output row."""
@@ -192,6 +198,10 @@ class Linear8bitFactory:
         values = encoded["weight"]
         plain = functional.int8_vectorwise_dequant(values.flatten(1), encoded["SCB"]).reshape(values.shape)
         return _out_in(plain, kind)
+
+    def span(self, parts: EncodedParts, start: int, stop: int, columns: int) -> dict[str, Tensor]:
+        """The rows of the values [start, stop) of the weight [out, in], as an encoded weight."""
+        return span_int8(parts, start, stop, columns)
 
 
 def _fused(module: nn.Module) -> dict[str, Tensor]:

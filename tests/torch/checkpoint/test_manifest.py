@@ -73,8 +73,10 @@ def test_the_same_output_gives_the_same_bytes(output: Path) -> None:
 def test_hashes_that_are_known_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer may hash a shard while it writes the next."""
     (tmp_path / "x").write_bytes(b"data")
-    monkeypatch.setattr(manifest_module, "hash_file", None)
-    assert _write(tmp_path, known_sha256={"x": "c" * 64}).files == {"x": FileRecord(4, "c" * 64)}
+    monkeypatch.setattr(manifest_module, "digest_file", None)
+    assert _write(tmp_path, known={"x": FileRecord(4, "c" * 64, {"a": "0" * 8})}).files == {
+        "x": FileRecord(4, "c" * 64, {"a": "0" * 8})
+    }
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST_NAME])

@@ -1,0 +1,222 @@
+"""An output folder verified: one check after the other, as far as each makes the next one possible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+from rulequant.diagnostics import Diagnostic
+from rulequant.errors import CheckpointError, RulequantError
+from rulequant.loader import load_rules
+from rulequant.plan import Plan
+from rulequant.plan_file import load_plan
+from rulequant.torch.checkpoint.files import open_regular, printable
+from rulequant.torch.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from rulequant.torch.checkpoint.prepare import check_same_model
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME
+from rulequant.torch.checkpoint.sources import Source, source_of
+from rulequant.torch.checkpoint.stored import stored_tensors
+from rulequant.torch.checkpoint.stream import plan_steps
+from rulequant.torch.checkpoint.verify.contents import (
+    bytes_of,
+    check_bytes,
+    check_promises,
+    check_tensors,
+    payload_bytes,
+)
+from rulequant.torch.checkpoint.verify.files import check_files
+from rulequant.torch.checkpoint.verify.layers import check_layers, prepare_layers
+from rulequant.torch.checkpoint.verify.original import compare
+from rulequant.torch.skeleton import Skeleton, build_skeleton
+from rulequant.verification import Verified
+
+__all__ = ["Progress", "verify_folder"]
+
+T = TypeVar("T")
+
+_MAKE_AGAIN = "make the output again with `rulequant apply`"
+
+
+class Progress(Protocol):
+    """Told how far a check is that takes long; a new `start` ends the one before."""
+
+    def start(self, total_bytes: int, items: int, unit: str = "tensor") -> None:
+        """The bytes to read in all, and the number of files or tensors."""
+
+    def advance(self, name: str, nbytes: int) -> None:
+        """Some bytes of a file or tensor are done."""
+
+
+class _Planned(NamedTuple):
+    """The output's model on meta, and the plan that is known to be for it."""
+
+    skeleton: Skeleton | None
+    """None for the output of a callable's model, which says nothing of how to build it."""
+    plan: Plan
+
+
+class _Original(NamedTuple):
+    """The model that the output is said to be made from, opened before anything takes long."""
+
+    skeleton: Skeleton
+    source: Source
+    reader: CheckpointReader
+
+
+def verify_folder(
+    folder: Path,
+    *,
+    against: str | None = None,
+    quick: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Verified:
+    """Check an output of apply: files, tensors, layers; and against the original, how close each weight is.
+
+    Whatever is wrong with the output is in `Verified.diagnostics`. `quick` compares sizes and headers, and hashes
+    nothing. Memory does not grow with the checkpoint: files are hashed and weights decoded in pieces.
+
+    Raises:
+        CheckpointError: the folder is no finished output, or the original cannot be read.
+        ModelError: the original is no model with weights that can be built.
+        UsageError: the original is another model than the plan of the output is for.
+    """
+    _require_output(folder)
+    found = Verified(str(folder), quick=quick, against=against)
+    with ExitStack() as stack:
+        original = _open_original(against, stack, trust_remote_code=trust_remote_code) if against else None
+        manifest = _manifest(found)
+        planned = _attempt(found, lambda: _check_plan(found, manifest, trust_remote_code=trust_remote_code))
+        if original and planned:
+            check_same_model(planned.plan, original.skeleton.inventory())
+            planned = planned if planned.skeleton else _Planned(original.skeleton, planned.plan)
+        if manifest:
+            _check_files(found, manifest, progress)
+        reader = _attempt(found, lambda: stack.enter_context(CheckpointReader.open(folder)))
+        if planned is None:
+            return found
+        if not found.called:
+            _attempt(found, lambda: _check_layers(found, planned, trust_remote_code=trust_remote_code))
+        if reader is None:
+            return found
+        as_planned = _attempt(found, lambda: _check_contents(found, reader, planned), code="RQ534")
+        if original and as_planned:
+            _compare(found, reader, planned.plan, original, progress)
+    return found
+
+
+def _require_output(folder: Path) -> None:
+    if not folder.is_dir():
+        what = "not a folder" if os.path.lexists(folder) else "no such folder"
+        raise CheckpointError(f"{printable(folder)}: {what}", remedy="give the folder that `rulequant apply -o` wrote")
+    if not os.path.lexists(folder / MANIFEST_NAME):
+        load_manifest(folder)  # raises, and says what the folder is not
+
+
+def _attempt(found: Verified, check: Callable[[], T], *, code: str = "RQ539") -> T | None:
+    """The result of a check; what it raises about the output is a finding of the code, and its result None."""
+    try:
+        return check()
+    except RulequantError as error:
+        found.diagnostics.append(Diagnostic(code, error.message, remedy=error.remedy))
+        return None
+
+
+def _open_original(model: str, stack: ExitStack, *, trust_remote_code: bool) -> _Original:
+    skeleton = build_skeleton(model, trust_remote_code=trust_remote_code, real=True)
+    source = source_of(skeleton)
+    source.config()  # which may say that the model is itself quantized
+    return _Original(skeleton, source, stack.enter_context(source.open()))
+
+
+def _manifest(found: Verified) -> Manifest | None:
+    try:
+        manifest = load_manifest(Path(found.output))
+    except CheckpointError as error:
+        found.diagnostics.append(Diagnostic("RQ530", error.message, value=MANIFEST_NAME, remedy=error.remedy))
+        return None
+    found.files, found.versions = len(manifest.files), dict(manifest.versions)
+    found.file_bytes = sum(each.size for each in manifest.files.values())
+    return manifest
+
+
+def _check_files(found: Verified, manifest: Manifest, progress: Progress | None) -> None:
+    if progress and not found.quick:
+        progress.start(found.file_bytes, found.files, "file")
+    told = progress.advance if progress and not found.quick else lambda *_: None
+    # What else is wrong may come of a changed file, so that comes first.
+    found.diagnostics[:0] = check_files(Path(found.output), manifest, quick=found.quick, told=told)
+
+
+def _check_plan(found: Verified, manifest: Manifest | None, *, trust_remote_code: bool) -> _Planned:
+    folder = Path(found.output)
+    os.close(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
+    plan = load_plan(folder / PLAN_NAME)
+    if manifest:
+        found.diagnostics += _record_findings(folder, plan, manifest)
+    if not os.path.lexists(folder / "config.json") and not (manifest and "config.json" in manifest.files):
+        found.plan, found.called = plan, True
+        return _Planned(None, plan)
+    os.close(open_regular(folder / "config.json", root=folder))
+    skeleton = build_skeleton(str(folder), trust_remote_code=trust_remote_code)
+    check_same_model(plan, skeleton.inventory())
+    found.plan = plan
+    return _Planned(skeleton, plan)
+
+
+def _record_findings(folder: Path, plan: Plan, manifest: Manifest) -> list[Diagnostic]:
+    """Where manifest, plan and rules do not belong together, although each by itself is in order."""
+    hashes = [(PLAN_NAME, "plan has the sha256", plan.sha256, manifest.plan_sha256)]
+    hashes += [(PLAN_NAME, "plan was made with rules of the sha256", plan.rules_sha256, manifest.rules_sha256)]
+    if RULES_NAME in manifest.files:
+        os.close(open_regular(folder / RULES_NAME, root=folder))
+        hashes += [(RULES_NAME, "rules have the sha256", load_rules(folder / RULES_NAME).sha256, manifest.rules_sha256)]
+    return [
+        Diagnostic("RQ533", f"{name}: its {what} {one[:12]}…, the manifest says {other[:12]}…", value=name,
+                   remedy=_MAKE_AGAIN)
+        for name, what, one, other in hashes
+        if one != other
+    ]  # fmt: skip
+
+
+def _check_layers(found: Verified, planned: _Planned, *, trust_remote_code: bool) -> None:
+    skeleton = cast(Skeleton, planned.skeleton)
+    config: Any = getattr(skeleton.model, "config", None)
+    quantization = getattr(config, "quantization_config", None)
+    found.container = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    prepared = prepare_layers(build_skeleton(found.output, trust_remote_code=trust_remote_code))
+    found.diagnostics += check_layers(prepared, skeleton, planned.plan)
+
+
+def _check_contents(found: Verified, reader: CheckpointReader, planned: _Planned) -> bool:
+    """Whether the shards hold what the plan says."""
+    skeleton, plan = planned
+    found.tensors, found.shards = len(reader.tensors), len(reader.shards)
+    found.payload_bytes = payload_bytes(reader.tensors, plan)
+    if skeleton:
+        stored = stored_tensors(reader.tensors, skeleton, plan, skeleton.inventory())
+        findings = [*check_tensors(stored), *check_promises(plan, skeleton.inventory())]
+        absent = bytes_of(stored.absent, skeleton.inventory())
+    else:
+        findings, absent = [], 0
+    findings += check_bytes(found.payload_bytes, plan, absent)
+    found.diagnostics += findings
+    return not findings
+
+
+def _compare(
+    found: Verified, output: CheckpointReader, plan: Plan, original: _Original, progress: Progress | None
+) -> None:
+    inventory = original.skeleton.inventory()
+    keys = original.source.keys(original.reader)
+    steps = plan_steps(original.reader, keys, plan, inventory, original.skeleton)
+    if progress:
+        progress.start(sum(step.source_bytes for step in steps), len(steps), "tensor")
+    names = {each.name: each.scheme for each in plan.quantized if each.scheme}
+    told = progress.advance if progress else lambda *_: None
+    found.comparison, findings = compare(output, original.reader, steps, names, told)
+    found.diagnostics += findings

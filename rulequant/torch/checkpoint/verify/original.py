@@ -1,0 +1,163 @@
+"""An output beside the checkpoint that it was made from: how far each weight is, and whether the rest is the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import torch
+
+from rulequant.diagnostics import Diagnostic
+from rulequant.errors import RulequantError
+from rulequant.schemes import Scheme
+from rulequant.torch.checkpoint.files import printable
+from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather
+from rulequant.torch.checkpoint.header import TensorEntry
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.step import Step
+from rulequant.torch.checkpoint.verify.spans import Span, StoredParts, spans
+from rulequant.torch.factories import factory_for
+from rulequant.verification import Comparison, WeightError, relative_error
+
+__all__ = ["compare"]
+
+_NOTHING = 0.99
+"""The relative error of a weight that has nothing to do with the original; that of zeros is 1."""
+_CHUNK = 1 << 20
+"""Elements that are compared at a time."""
+
+_REMEDY = "is MODEL what the output was made from? If so, make it again with `rulequant apply`"
+
+Told = Callable[[str, int], None]
+
+
+def compare(
+    output: CheckpointReader,
+    source: CheckpointReader,
+    steps: Sequence[Step],
+    scheme_names: Mapping[str, str],
+    told: Told = lambda *_: None,
+) -> tuple[Comparison, list[Diagnostic]]:
+    """Compare every tensor of an output, one after the other, with what apply reads for it; and what is wrong.
+
+    `scheme_names` are those of the plan by module; `told` is called with each source tensor and its bytes.
+
+    Raises:
+        CheckpointError: either checkpoint cannot be read.
+    """
+    weights: list[WeightError] = []
+    findings: list[Diagnostic] = []
+    equal = different = 0
+    for step in steps:
+        if step.scheme:
+            measured, finding = _measured(output, source, step, scheme_names)
+            weights += [measured] if measured else []
+        else:
+            finding = _difference(output, source, step)
+            equal, different = equal + (finding is None), different + (finding is not None)
+        findings += [finding] if finding else []
+        told(step.key, step.source_bytes)
+    weights.sort(key=lambda each: _badness(each.relative_error), reverse=True)
+    return Comparison(tuple(weights), equal, different), findings
+
+
+def _measured(
+    output: CheckpointReader, source: CheckpointReader, step: Step, scheme_names: Mapping[str, str]
+) -> tuple[WeightError | None, Diagnostic | None]:
+    try:
+        measured = _measure(output, source, step, scheme_names)
+    except RulequantError:
+        raise
+    except Exception as error:  # what a decoder raises for a damaged record, or a stranger's for anything
+        text = f"`{printable(step.target)}` cannot be decoded: {type(error).__name__}: {printable(error)}"
+        return None, Diagnostic("RQ538", text, value=step.target, remedy=_REMEDY)
+    return measured, _far_off(measured)
+
+
+def _measure(
+    output: CheckpointReader, source: CheckpointReader, step: Step, scheme_names: Mapping[str, str]
+) -> WeightError:
+    all_sums: list[_Sums] = []
+    worst: tuple[float | None, int | None] = (None, None)
+    for span in spans(source, step, StoredParts(output, _encoded_entries(output, step))):
+        sums = _sums(span)
+        all_sums.append(sums)
+        error = relative_error(*sums)
+        if span.expert is not None and (worst[0] is None or _badness(error) > _badness(worst[0])):
+            worst = error, span.expert
+    return WeightError(
+        name=step.target if step.kind == "experts" else step.target.removesuffix(".weight"),
+        scheme=_scheme_name(step, scheme_names),
+        parameters=step.numel,
+        squared_error=math.fsum(each.error for each in all_sums),
+        squared_norm=math.fsum(each.norm for each in all_sums),
+        worst_expert=worst[1],
+        worst_expert_error=worst[0],
+    )
+
+
+def _scheme_name(step: Step, names: Mapping[str, str]) -> str:
+    """The scheme of a step's module, or of the experts that it is a part of."""
+    module = step.target
+    while module not in names:
+        module = module.rpartition(".")[0]
+    return names[module]
+
+
+def _encoded_entries(output: CheckpointReader, step: Step) -> dict[str, TensorEntry]:
+    """The output's tensors for a weight, by the names that the factory has for them."""
+    known = factory_for(cast(Scheme, step.scheme).method).tensor_names
+    return {name: output.tensors[f"{step.prefix}{name}"] for name in known if f"{step.prefix}{name}" in output.tensors}
+
+
+class _Sums(NamedTuple):
+    """Sums of squares: of the difference, and of the original."""
+
+    error: float
+    norm: float
+
+
+def _sums(span: Span) -> _Sums:
+    difference = span.original - span.decoded.to(span.original.dtype)
+    error, norm = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (difference, span.original))
+    return _Sums(float(error) ** 2, float(norm) ** 2)
+
+
+def _badness(error: float) -> float:
+    """A key to sort by: what is no number is the worst."""
+    return math.inf if math.isnan(error) else error
+
+
+def _far_off(weight: WeightError) -> Diagnostic | None:
+    """A finding where the output has less of the original than a weight of zeros would have."""
+    if weight.relative_error < _NOTHING:
+        return None
+    text = (
+        f"`{printable(weight.name)}`: the relative error is {weight.relative_error:.3g}, so it does not stand for the "
+        "weight of the original"
+    )
+    return Diagnostic("RQ538", text, value=weight.name, remedy=_REMEDY)
+
+
+def _difference(output: CheckpointReader, source: CheckpointReader, step: Step) -> Diagnostic | None:
+    """Where a tensor that is not quantized is not that of the original, cast as apply casts it."""
+    (wanted,), dtype = step.tensors, TORCH_DTYPES[step.dtype]
+    entry = output.entry(wanted.name)
+    if (entry.dtype, entry.shape) != (step.dtype, wanted.shape):
+        what = f"is {entry.dtype}{list(entry.shape)}, the original makes {step.dtype}{list(wanted.shape)}"
+        return _differs(wanted.name, what)
+    size = entry.item_size
+    for start in range(0, step.numel, _CHUNK):
+        stop = min(start + _CHUNK, step.numel)
+        expected = gather(source, step.blocks, step.columns, start, stop, dtype).view(torch.uint8)
+        found = torch.frombuffer(output.read_slice(entry.name, start * size, (stop - start) * size), dtype=torch.uint8)
+        different = expected.ne(found).nonzero()
+        if len(different):
+            element = start + int(different[0]) // size
+            return _differs(wanted.name, f"is not that of the original from element {element:,} on")
+    return None
+
+
+def _differs(name: str, what: str) -> Diagnostic:
+    return Diagnostic("RQ537", f"`{printable(name)}` {what}", value=name, remedy=_REMEDY)
