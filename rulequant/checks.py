@@ -25,6 +25,9 @@ def check_plan(
     rules: RuleSet, inventory: Inventory, selection: Selection, decisions: Sequence[Decision]
 ) -> Iterator[Diagnostic]:
     """All findings, errors first: family, scheme, patterns, floors, then warnings."""
+    if rules.components:
+        yield _for_a_pipeline(rules, inventory)
+        return
     yield from _family(rules, inventory)
     yield from _no_scheme(rules)
     yield from (
@@ -47,6 +50,16 @@ def _family(rules: RuleSet, inventory: Inventory) -> Iterator[Diagnostic]:
         value=inventory.model_type,
         allowed=rules.models,
         remedy=f"choose the rule file of its family, or add {inventory.model_type} to `models`",
+    )
+
+
+def _for_a_pipeline(rules: RuleSet, inventory: Inventory) -> Diagnostic:
+    files = " or ".join(dict.fromkeys(each.file for each in rules.components.values()))
+    return Diagnostic(
+        "RQ325",
+        f"{rules.file} is for the components of a pipeline, and {inventory.model} is one model",
+        rules.origin("components"),
+        remedy=f"give the rule file of the component: {files}",
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,15 @@ from rulequant.bundled import PREFIX, bundled_names, bundled_path
 from rulequant.diagnostics import Diagnostic, DiagnosticsError, Location, Severity, did_you_mean, has_errors
 from rulequant.errors import UsageError
 from rulequant.limits import past_limit, patterns_of, too_many
-from rulequant.rulefile import RuleFile
-from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
-from rulequant.selector import Selector
+from rulequant.loaded import LoadedFile, file_key, merge, patterns_in, pipeline_rules, undefined_schemes
+from rulequant.rulefile import PIPELINE_KEYS, RuleFile
+from rulequant.ruleset import RuleSet
 from rulequant.source import MAX_PROBLEMS, Document
 
 __all__ = ["LoadedFile", "Loader", "check_rules", "load_rules"]
 
 _MAX_SUGGESTIONS = 10
 """Undefined schemes that are compared with all defined ones, which may be thousands."""
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedFile:
-    """One rule file that was read and fits the models; its `extends` are not resolved yet."""
-
-    document: Document
-    content: RuleFile
-    path: Path | None
-    """Where relative `extends` start from; None for data without a file."""
-
-    @property
-    def file(self) -> str:
-        """How messages call it."""
-        return self.document.file
-
-    @cached_property
-    def key(self) -> Path | None:
-        """The same for all spellings of its path."""
-        return _key(self.path) if self.path else None
 
 
 @dataclass
@@ -59,7 +38,7 @@ class Loader:
 
     def load(self, path: Path, *, file: str | None = None) -> LoadedFile | None:
         """Read one file; None where it has errors, which are then in `diagnostics`."""
-        key = _key(path)
+        key = file_key(path)
         if key not in self._seen:
             document, problems = source.read(path, file=file)
             self._seen[key] = self._check(document, problems, path)
@@ -86,12 +65,14 @@ class Loader:
         ordered = self.chain(loaded)
         if ordered is None:
             return None
-        merged = _merge(ordered)
-        past = past_limit(_patterns(merged))
+        if loaded.content.components:
+            return self._pipeline(loaded)
+        merged = merge(ordered)
+        past = past_limit(patterns_in(merged))
         if past:
             self._add(too_many(*past))
             return None
-        undefined = _undefined_schemes(merged)
+        undefined = undefined_schemes(merged)
         known = tuple(merged.schemes)
         for number, (name, place) in enumerate(undefined[:MAX_PROBLEMS]):
             remedy = f"defined: {', '.join(known)}" if known else "define it under `schemes`"
@@ -119,6 +100,40 @@ class Loader:
                 trail.append(parent)
                 pending.append(iter(enumerate(parent.content.extends)))
         return None if missing else ordered
+
+    def components(self, loaded: LoadedFile) -> dict[str, LoadedFile] | None:
+        """The rule file of each component that a file names; None where one is missing or has errors."""
+        found = {name: self._component(loaded, name, file) for name, file in loaded.content.components.items()}
+        complete = {name: each for name, each in found.items() if each is not None}
+        return complete if len(complete) == len(found) else None
+
+    def _pipeline(self, loaded: LoadedFile) -> RuleSet | None:
+        """A file that names components: nothing but the rule sets of those."""
+        others = loaded.content.model_fields_set - PIPELINE_KEYS
+        for key in sorted(others):
+            message = f"`{key}` beside `components`: the rules of a component stand in its own file"
+            remedy = "move it to the rule file of the component that it is about"
+            self._report("RQ321", message, loaded.document.key((key,)), value=key, remedy=remedy)
+        files = self.components(loaded)
+        rules = {name: self.resolve(each) for name, each in (files or {}).items()}
+        resolved = {name: each for name, each in rules.items() if each is not None}
+        if others or files is None or len(resolved) < len(rules):
+            return None
+        return pipeline_rules(loaded, resolved)
+
+    def _component(self, loaded: LoadedFile, name: str, file: str) -> LoadedFile | None:
+        place = loaded.document.value(("components", name))
+        found = _locate(loaded, file)
+        if isinstance(found, str):
+            remedy = "paths are relative to the file that names them" if _is_path(file) else _bundled_remedy(file)
+            self._report("RQ322", f"the component `{name}`: {found}", place, value=file, remedy=remedy)
+            return None
+        read = self.load(found[0], file=found[1])
+        if read is not None and read.content.components:
+            message = f"the component `{name}`: `{file}` names components itself, so it is no rule file of a component"
+            self._report("RQ323", message, place, value=file, remedy="name the rule file of one model")
+            return None
+        return read
 
     def _check(self, document: Document | None, problems: list[Diagnostic], path: Path | None) -> LoadedFile | None:
         if document is None:
@@ -149,14 +164,19 @@ class Loader:
             self._report("RQ302", f"`extends`: {found}", place, value=name, remedy=remedy)
             return None
         path, file = found
-        key = _key(path)
+        key = file_key(path)
         if any(each.key == key for each in trail):
             start = next(number for number, each in enumerate(trail) if each.key == key)
             loop = [each.file for each in trail[start:]]
             message = f"`extends` goes in a circle: {' > '.join([*loop, loop[0]])}"
             self._report("RQ303", message, place, value=name, remedy="remove one of them")
             return None
-        return self.load(path, file=file)
+        parent = self.load(path, file=file)
+        if parent is not None and parent.content.components:
+            message = f"`extends`: `{name}` names components, and has no rules that a file could extend"
+            self._report("RQ324", message, place, value=name, remedy="extend the rule file of a component")
+            return None
+        return parent
 
     def _report(
         self, code: str, message: str, place: Location, *, value: str, remedy: str, allowed: tuple[str, ...] = ()
@@ -211,13 +231,6 @@ def _path_text(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} {value!r:.60}")
 
 
-def _key(path: Path) -> Path:
-    try:
-        return Path(os.path.realpath(path))
-    except ValueError:  # a NUL in it; reading it says so
-        return path
-
-
 def _locate(loaded: LoadedFile, name: str) -> tuple[Path, str] | str:
     """The path and display name of a parent, or what is wrong with the name."""
     if not _is_path(name):
@@ -239,80 +252,3 @@ def _is_path(name: str) -> bool:
 def _bundled_remedy(name: str) -> str:
     remedy = "give a path such as ./base.yaml, or one of the names that `rulequant rules` lists"
     return did_you_mean(name.removeprefix(PREFIX), bundled_names()) or remedy
-
-
-def _merge(files: list[LoadedFile]) -> RuleSet:
-    """Fold the files into one, parents first: the later file wins, its rules come first, skips add up."""
-    values: dict[str, Any] = {}
-    origins: dict[str, Location] = {}
-    for each in files:
-        content, document = each.content, each.document
-        for key in ("models", "quantizable_types", "output_embeddings", "scheme"):
-            if key in content.model_fields_set and getattr(content, key) is not None:
-                values[key] = getattr(content, key)
-                origins[key] = document.value((key,)) if key == "scheme" else document.key((key,))
-        for name, scheme in content.schemes.items():
-            values.setdefault("schemes", {})[name] = scheme
-            origins[f"schemes.{name}"] = document.key(("schemes", name))
-        if content.expect.model_fields_set:
-            values["expect"] = values.get("expect", content.expect).model_copy(
-                update=content.expect.model_dump(exclude_unset=True)
-            )
-            origins |= {f"expect.{key}": document.key(("expect", key)) for key in content.expect.model_fields_set}
-        values["skips"] = (*values.get("skips", ()), *_skips(each))
-        values["rules"] = (*_rules(each), *values.get("rules", ()))
-    last = files[-1]
-    return RuleSet(
-        name=last.content.name or Path(last.file.removeprefix(PREFIX)).stem,
-        file=last.file,
-        description=last.content.description,
-        origins=origins,
-        files=tuple(each.file for each in files),
-        **values,
-    )
-
-
-def _skips(loaded: LoadedFile) -> list[OriginSkip]:
-    return [
-        OriginSkip(each, *_places(loaded, ("skip_modules", index), each))
-        for index, each in enumerate(loaded.content.skip_modules)
-    ]
-
-
-def _rules(loaded: LoadedFile) -> list[OriginRule]:
-    return [
-        OriginRule(
-            each,
-            *_places(loaded, ("rules", index), each),
-            scheme_location=loaded.document.value(("rules", index, "scheme")),
-        )
-        for index, each in enumerate(loaded.content.rules)
-    ]
-
-
-def _places(
-    loaded: LoadedFile, path: tuple[str, int], selector: Selector
-) -> tuple[Location, tuple[Location, ...], tuple[Location, ...]]:
-    """The places of the entry, of its patterns and of its exceptions; a bare string has that of the whole."""
-    place = loaded.document.value
-    return (
-        place(path),
-        tuple(place((*path, "modules", number)) for number in range(len(selector.modules))),
-        tuple(place((*path, "except", number)) for number in range(len(selector.except_))),
-    )
-
-
-def _patterns(merged: RuleSet) -> Iterator[tuple[str, Location]]:
-    """All patterns of the rule set, with their places."""
-    entries: list[OriginSkip | OriginRule] = [*merged.skips, *merged.rules]
-    for each in entries:
-        globs = (*each.selector.modules, *each.selector.except_)
-        places = (*each.pattern_locations, *each.except_locations)
-        yield from ((glob.text, place) for glob, place in zip(globs, places, strict=True))
-
-
-def _undefined_schemes(merged: RuleSet) -> list[tuple[str, Location]]:
-    """Scheme names that nothing defines, and where they stand."""
-    named = [(merged.scheme, merged.origin("scheme"))] if merged.scheme else []
-    named += [(each.selector.scheme, each.scheme_location) for each in merged.rules]
-    return sorted(((name, place) for name, place in named if name not in merged.schemes), key=lambda each: each[1])

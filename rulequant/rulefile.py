@@ -13,7 +13,10 @@ from rulequant.errors import UsageError
 from rulequant.schemes import BUILTIN, Scheme, methods, scheme_class
 from rulequant.selector import OneOrMore, Selector, TypePattern
 
-__all__ = ["Expect", "Rule", "RuleFile", "SkipModules"]
+__all__ = ["PIPELINE_KEYS", "Expect", "Rule", "RuleFile", "SkipModules"]
+
+PIPELINE_KEYS = frozenset({"version", "name", "description", "components"})
+"""What a file that names components may say."""
 
 
 class SkipModules(Selector):
@@ -149,3 +152,8 @@ class RuleFile(BaseModel):
         default=(), description="Exceptions to `scheme`; the first that matches wins, before the parents'."
     )
     expect: Expect = Field(default=Expect(), description="What must hold of a plan.")
+    components: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="For a pipeline of diffusers, in place of all other keys: the rule file of each component that is "
+        "quantized, a bundled name or a path relative to this file.",
+    )

@@ -54,6 +54,8 @@ class RuleSet:
     scheme: str | None = None
     rules: tuple[OriginRule, ...] = ()
     expect: Expect = field(default_factory=Expect)
+    components: dict[str, RuleSet] = field(default_factory=dict)
+    """For a pipeline: the rule set of each component; all else is then at its default."""
     origins: dict[str, Location] = field(default_factory=dict)
     """Where each top-level key got its value, `schemes.NAME` for each scheme, `expect.KEY` for each floor."""
     files: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class RuleSet:
         data: dict[str, Any] = {"version": 1, "name": self.name}
         if self.description:
             data["description"] = self.description
+        if self.components:
+            return data | {"components": {name: each.file for name, each in self.components.items()}}
         if self.models:
             data["models"] = list(self.models)
         data["quantizable_types"] = list(self.quantizable_types)
@@ -86,6 +90,8 @@ class RuleSet:
     def sha256(self) -> str:
         """A hash of what the rule set means: comments, layout and the split into files do not change it."""
         meaning = {key: value for key, value in self.to_dict().items() if key not in {"name", "description"}}
+        if self.components:
+            meaning["components"] = {name: each.sha256 for name, each in self.components.items()}
         import hashlib  # start-up: it loads OpenSSL
 
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()

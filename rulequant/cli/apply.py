@@ -68,6 +68,8 @@ def command(
     MODEL may also be `package.module:callable`, for a function that returns an nn.Module with its weights; then
     `rulequant.torch.load_quantized` loads OUT.
 
+    For the folder of a pipeline of diffusers, RULES names the rule file of each component under `components`.
+
     MODEL is only read. A Hub id is downloaded into the Hub's cache first; interrupted and run again, the download goes
     on where it stopped. HF_TOKEN or `hf auth login` let it read what is private or gated.
 
@@ -82,6 +84,14 @@ def command(
     _check_model(model)
     _check_output(output)
     began = time.monotonic()
+    from rulequant.cli.inputs import is_pipeline
+
+    if is_pipeline(model):
+        _pipeline(
+            model, rules, plan_file, output, max_shard_size,
+            container=container, quiet=quiet, form=form, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        return
     try:
         with stops_cleanly():
             applied = _apply(
@@ -95,6 +105,39 @@ def command(
         _summarize(applied, seconds, model)
     if form == "json":
         terminal.data(json.dumps(_record(applied, seconds), indent=1))
+
+
+def _pipeline(
+    model: str,
+    rules: str | None,
+    plan_file: Path | None,
+    output: Path,
+    max_shard_bytes: int,
+    *,
+    container: ContainerName,
+    quiet: bool,
+    form: str,
+    trust_remote_code: bool,
+) -> None:
+    """Apply to a pipeline of diffusers."""
+    from rulequant.cli.pipelines import apply_pipeline, pipeline_record, summarize
+
+    if plan_file:
+        raise UsageError(f"{model} is a pipeline, and --plan is for one model", remedy="give RULES with `components`")
+    began = time.monotonic()
+    try:
+        with stops_cleanly():
+            applied = apply_pipeline(
+                model, rules, output, max_shard_bytes,
+                container=container, quiet=quiet, trust_remote_code=trust_remote_code,
+            )  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
+    seconds = time.monotonic() - began
+    if not quiet:
+        summarize(applied, seconds)
+    if form == "json":
+        terminal.data(json.dumps(pipeline_record(applied, seconds), indent=1))
 
 
 def _check_model(model: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rulequant.fixes import Fixed
     from rulequant.inventory import Inventory
     from rulequant.loader import LoadedFile, Loader
+    from rulequant.ruleset import RuleSet
 
 __all__ = ["STDIN", "check_files"]
 
@@ -152,11 +153,22 @@ class _Run:
             return
         from rulequant.lint import lint
 
+        if rules.components:
+            for name, each in (self.loader.components(loaded) or {}).items():
+                self._lint_component(each, rules.components[name])
+            return
         self.diagnostics += lint(chain, rules)
         if self._inventories:
             from rulequant.across import check_across
 
             self.diagnostics += check_across(rules, self._inventories)
+
+    def _lint_component(self, loaded: LoadedFile, rules: RuleSet) -> None:
+        """As for a file that is named; once, though several pipelines may name it."""
+        from rulequant.lint import lint
+
+        found = lint(self.loader.chain(loaded) or [], rules)
+        self.diagnostics += [each for each in found if each not in self.diagnostics]
 
     def _load_stdin(self) -> LoadedFile | None:
         filename = self._stdin_filename

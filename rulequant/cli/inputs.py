@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from rulequant.library import Choice
     from rulequant.ruleset import RuleSet
     from rulequant.tasks import Task
+    from rulequant.torch.pipeline import Pipeline
     from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["bundled_for", "load_ruleset", "read_inventory", "read_rules", "read_skeleton", "torch_extra"]
+__all__ = [
+    "bundled_for",
+    "is_pipeline",
+    "load_ruleset",
+    "read_inventory",
+    "read_pipeline",
+    "read_rules",
+    "read_skeleton",
+    "torch_extra",
+]
 
 EXTRA = frozenset(
     {"accelerate", "bitsandbytes", "huggingface_hub", "numpy", "rich", "safetensors", "torch", "transformers"}
@@ -64,6 +74,32 @@ def read_skeleton(
         if not os.path.exists(model) and ":" not in model:  # noqa: PTH110
             terminal.note(f"{printable(model)} is no folder here: asking the Hub")
         return build_skeleton(model, trust_remote_code=trust_remote_code, revision=revision, real=real)
+
+
+def is_pipeline(model: str) -> bool:
+    """Whether MODEL is the folder of a pipeline of diffusers; no torch is imported to find out."""
+    return os.path.isfile(os.path.join(model, "model_index.json")) and not os.path.isfile(  # noqa: PTH113, PTH118
+        os.path.join(model, "config.json")  # noqa: PTH118
+    )
+
+
+def read_pipeline(model: str, rules: str | None, *, trust_remote_code: bool = False) -> tuple[Pipeline, RuleSet]:
+    """A pipeline, and the rules that say which component gets which, once their warnings are told.
+
+    Raises:
+        ModelError: it cannot be read.
+        UsageError: RULES are absent, or for one model.
+        DiagnosticsError: a rule file has errors.
+        MissingExtraError: torch is not installed.
+    """
+    with torch_extra(f"reading {model}"):
+        from rulequant.torch.pipeline import check_rules_for, open_pipeline
+
+        pipeline = open_pipeline(model, trust_remote_code=trust_remote_code)
+        ruleset, warnings = load_ruleset(rules) if rules is not None else (None, [])
+        ready = check_rules_for(pipeline, ruleset)
+    terminal.problems(warnings)
+    return pipeline, ready
 
 
 def _no_inventory(path: Path) -> ModelError:
@@ -126,12 +162,13 @@ def _quiet() -> None:
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if os.environ.get("RULEQUANT_DEBUG", "") in {"", "0"}:
         os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # it sets its logger's level itself, when it is imported
-        for name in ("bitsandbytes", "torch", "transformers", "huggingface_hub"):
+        for name in ("bitsandbytes", "diffusers", "torch", "transformers", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if not sys.warnoptions:
             warnings.simplefilter("ignore")

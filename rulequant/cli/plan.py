@@ -58,13 +58,27 @@ def command(
 
     MODEL is a checkpoint folder (its config.json suffices), an inventory file (which needs no torch), a Hub id, or
     `package.module:callable` for a function that returns an nn.Module. RULES is a rule file or the name of a bundled
-    one; absent, the bundled one for the model's type.
+    one; absent, the bundled one for the model's type. For the folder of a pipeline of diffusers it is a file with
+    `components`.
 
     Exits 1 if the rules do not fit the model, or if --check finds a difference.
     """
-    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
     from rulequant.planner import make_plan
 
+    if is_pipeline(model):
+        if html or check:
+            raise UsageError(
+                f"{model} is a pipeline, and {'--html' if html else '--check'} is for one model",
+                remedy="give the folder of a component",
+            )
+        from rulequant.cli.pipelines import show_plan
+
+        fine = show_plan(
+            model, rules, every=every, form=form, output=output, container=container,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        click.get_current_context().exit(0 if fine else 1)
     lock = _read_lock(check) if check else None
     if check and lock and rules is None:
         rules = _rules_of(check, lock)

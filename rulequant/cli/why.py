@@ -26,19 +26,26 @@ EXAMPLES = (
 def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: bool, revision: str | None) -> None:
     """Show each test of the predicate and each skip and rule tried for one module, and which decided.
 
-    MODULE is the name that `plan --all` shows. Skips and rules that miss by little are marked with `~`.
+    MODULE is the name that `plan --all` shows, in a pipeline of diffusers with the component's name before it. Skips
+    and rules that miss by little are marked with `~`.
     """
-    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
     from rulequant.report.whytext import contents_text, trace_text
     from rulequant.trace import contents, find_module, trace
 
     if len(rest) > 2:
         raise click.UsageError(f"`{rest[2]}` is one argument too many: write MODEL [RULES] MODULE")
     rules, module = (None, *rest) if len(rest) == 1 else rest
-    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
-    info = find_module(str(module), inventory)
-    ruleset, warnings = read_rules(rules, inventory)
-    terminal.problems(warnings)
+    if is_pipeline(model):
+        from rulequant.cli.pipelines import component_of
+
+        inventory, ruleset, local = component_of(model, rules, str(module), trust_remote_code=trust_remote_code)
+        info = find_module(local, inventory)
+    else:
+        inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+        info = find_module(str(module), inventory)
+        ruleset, warnings = read_rules(rules, inventory)
+        terminal.problems(warnings)
     style = terminal.style_of(sys.stdout)
     if info.tensors:
         traced = trace(info, ruleset, inventory)

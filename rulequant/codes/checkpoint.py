@@ -139,6 +139,13 @@ CODES: tuple[Code, ...] = (
         "`single_transformer_blocks.0.proj_out` as well. Skip both, or neither.",
     ),
     error(
+        "RQ544",
+        "no such component",
+        what="A rule file names a component, and the pipeline has no model of that name: model_index.json does not "
+        "list it, or it has no config.json, as schedulers and tokenizers have none.",
+        why="Nothing would be quantized by its rules.",
+    ),
+    error(
         "RQ551",
         "transformers' bitsandbytes loader has no layer for it",
         what="A `bitsandbytes` checkpoint was asked for, and the plan quantizes modules that transformers' loader does "

@@ -89,7 +89,8 @@ def apply_checkpoint(
     """Quantize a checkpoint into a new folder, and return the plan that was carried out.
 
     `source` is a folder, the id of a model on the Hub, or `package.module:callable`, whose model is quantized from
-    memory and loaded again by `load_quantized`.
+    memory and loaded again by `load_quantized`. Of a pipeline of diffusers, for which `rules` name components, all
+    components come back as one plan, with their names before those of the modules.
 
     A Hub id is downloaded into the Hub's cache first, `revision` of it, with `token` where it is given and else with
     HF_TOKEN or what `hf auth login` stored; interrupted, the download goes on where it stopped when it is run again.
@@ -107,9 +108,17 @@ def apply_checkpoint(
     """
     from rulequant.torch.checkpoint.apply import apply_to_folder
     from rulequant.torch.checkpoint.remote import with_weights
+    from rulequant.torch.diffusion import is_pipeline
     from rulequant.torch.skeleton import build_skeleton
 
     ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
+    if is_pipeline(source):
+        options: dict[str, Any] = {
+            "container": container,
+            "max_shard_bytes": max_shard_bytes,
+            "trust_remote_code": trust_remote_code,
+        }
+        return _apply_pipeline(os.fspath(source), ready, Path(output), **options)
     skeleton = build_skeleton(
         os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token, real=True
     )
@@ -117,6 +126,18 @@ def apply_checkpoint(
     return apply_to_folder(
         skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes, restart=restart
     ).plan
+
+
+def _apply_pipeline(
+    source: str, rules: RuleSet | Plan, output: Path, *, trust_remote_code: bool, **options: Any
+) -> Plan:
+    from rulequant.torch.checkpoint.pipeline import apply_pipeline
+    from rulequant.torch.pipeline import check_rules_for, open_pipeline
+
+    pipeline = open_pipeline(source, trust_remote_code=trust_remote_code)
+    if isinstance(rules, Plan):
+        raise UsageError(f"{source} is a pipeline, and a plan is for one model", remedy="give rules with `components`")
+    return apply_pipeline(pipeline, check_rules_for(pipeline, rules), output, **options).plan.merged
 
 
 def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:

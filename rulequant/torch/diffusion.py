@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from rulequant.errors import CheckpointError, MissingExtraError, ModelError
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.reader import CheckpointReader
 
-__all__ = ["STEM", "build_component", "import_diffusers", "is_component", "stored_dtypes"]
+__all__ = ["STEM", "build_component", "import_diffusers", "is_component", "is_pipeline", "stored_dtypes"]
 
 STEM = "diffusion_pytorch_model"
 """What the names of the files begin with."""
@@ -26,6 +27,15 @@ _MODEL_CLASS = re.compile(r"[A-Z]\w*(Model|Autoencoder|Transformer|UNet|VQ|Autoe
 def is_component(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of diffusers, which names the class and not the model_type."""
     return isinstance(config.get("_class_name"), str) and "model_type" not in config
+
+
+def is_pipeline(folder: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of a pipeline: model_index.json, and no config.json."""
+    path = Path(folder)
+    try:
+        return (path / "model_index.json").is_file() and not (path / "config.json").is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def import_diffusers(what: str) -> Any:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from rulequant.plan import Plan
@@ -22,7 +23,7 @@ from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.writer import write_index
 
-__all__ = ["Applied", "OpenExecutor", "Progress", "write_output"]
+__all__ = ["Applied", "OpenExecutor", "Progress", "check_ties", "needed_bytes", "write_model", "write_output"]
 
 _SPARE_BYTES = 16 << 20
 """For headers, config and side files, beside the tensors."""
@@ -58,6 +59,8 @@ class Applied:
     """The same without those records: what the plan promises as `bytes_after`."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     weight_map: dict[str, str] = field(default_factory=dict)
+    records: Mapping[str, FileRecord] = field(default_factory=dict)
+    """Size and checksums of each shard."""
 
 
 def write_output(
@@ -83,19 +86,26 @@ def write_output(
         NotFiniteError: a weight holds a value that cannot be encoded.
         UsageError: the memory is too little for a row of a weight.
     """
-    _check_copies(job, reader)
+    check_ties(job, reader)
     with Staging(
         output,
         job.source,
-        _needed(job),
+        needed_bytes(job) + _SPARE_BYTES,
         recipe=job.recipe,
         shards=len(job.shards),
         restart=restart,
         notice=notice,
     ) as stage:
-        shards = _write_shards(job, stage, open_executor, memory, progress)
-        applied = _applied(job, output, shards)
-        _write_beside(job, applied, stage.path)
+        applied = write_model(
+            job,
+            stage.path,
+            open_executor,
+            memory=memory,
+            kept=stage.kept,
+            record=stage.record,
+            progress=progress,
+        )
+        applied = replace(applied, output=output)
         reader.check_unchanged()
         write_manifest(
             stage.path,
@@ -104,29 +114,57 @@ def write_output(
             plan_sha256=job.plan.sha256,
             versions=stock_versions(),
             base_model=job.origin.to_dict() if job.origin else None,
-            known={shard.name: FileRecord(shard.size, shard.sha256, shard.crc32) for shard in shards},
+            known=applied.records,
         )
         stage.commit()
     return applied
 
 
-def _check_copies(job: Job, reader: CheckpointReader) -> None:
+def write_model(
+    job: Job,
+    folder: Path,
+    open_executor: OpenExecutor,
+    *,
+    memory: int,
+    kept: Mapping[str, ShardResult] = MappingProxyType({}),
+    record: Callable[[ShardResult], None] = lambda _: None,
+    progress: Progress | None = None,
+    card: bool = True,
+) -> Applied:
+    """Write the model of a job, and what belongs beside it, into a folder that is not an output yet.
+
+    `kept` are the shards that it has already; `record` is told of each that is finished. Raises as `write_output`.
+    """
+    shards = _write_shards(job, folder, open_executor, memory, kept, record, progress)
+    applied = _applied(job, folder, shards)
+    _write_beside(job, applied, folder, card=card)
+    return applied
+
+
+def check_ties(job: Job, reader: CheckpointReader) -> None:
+    """Refuse a source whose tied weights differ, as CheckpointError: one copy is written."""
     if job.copies:
         from rulequant.torch.checkpoint.copies import check_copies  # start-up: it takes numpy, and few have any
 
         check_copies(reader, job.copies)
 
 
-def _needed(job: Job) -> int:
-    """Bytes of the disk: the output, and beyond it what the files that are being written take."""
+def needed_bytes(job: Job) -> int:
+    """Bytes of the disk for the tensors: the output, and beyond it what the files that are being written take."""
     work = sorted(shard.work_bytes for shard in job.shards)
-    return sum(step.nbytes for shard in job.shards for step in shard.steps) + sum(work[-2:]) + _SPARE_BYTES
+    return sum(step.nbytes for shard in job.shards for step in shard.steps) + sum(work[-2:])
 
 
 def _write_shards(
-    job: Job, stage: Staging, open_executor: OpenExecutor, memory: int, progress: Progress | None
+    job: Job,
+    folder: Path,
+    open_executor: OpenExecutor,
+    memory: int,
+    kept: Mapping[str, ShardResult],
+    record: Callable[[ShardResult], None],
+    progress: Progress | None,
 ) -> list[ShardResult]:
-    found = dict(stage.kept)
+    found = dict(kept)
     missing = [shard for shard in job.shards if shard.name not in found]
     if progress:
         progress.start(sum(shard.source_bytes for shard in missing), sum(len(shard.steps) for shard in missing))
@@ -136,16 +174,16 @@ def _write_shards(
             progress.advance(step.key, step.source_bytes)
 
     with (
-        open_executor(job, stage.path) as executor,
-        closing(write_shards(missing, stage.path, executor, memory=memory, done=done)) as results,
+        open_executor(job, folder) as executor,
+        closing(write_shards(missing, folder, executor, memory=memory, done=done)) as results,
     ):
         for result in results:
-            stage.record(result)
+            record(result)
             found[result.name] = result
     ordered = [found[shard.name] for shard in job.shards]
     if len(ordered) > 1:
         weight_map = {name: result.name for result in ordered for name in result.tensors}
-        write_index(stage.path, weight_map, total_size=sum(result.nbytes for result in ordered), stem=job.stem)
+        write_index(folder, weight_map, total_size=sum(result.nbytes for result in ordered), stem=job.stem)
     return ordered
 
 
@@ -160,10 +198,11 @@ def _applied(job: Job, output: Path, shards: list[ShardResult]) -> Applied:
         payload_bytes=sum(shard.payload_bytes for shard in shards),
         dropped=job.dropped,
         weight_map={name: shard.name for shard in shards for name in shard.tensors},
+        records={shard.name: FileRecord(shard.size, shard.sha256, shard.crc32) for shard in shards},
     )
 
 
-def _write_beside(job: Job, applied: Applied, folder: Path) -> None:
+def _write_beside(job: Job, applied: Applied, folder: Path, *, card: bool) -> None:
     """What the source has beside its weights; and what the output is made of, and how to make it again."""
     if job.source is not None and job.config is not None:
         copy_side_files(job.source, folder)
@@ -173,6 +212,8 @@ def _write_beside(job: Job, applied: Applied, folder: Path) -> None:
     write_plan(job.plan, folder)
     if job.rules is not None:
         write_rules(job.rules, folder)
+    if not card:
+        return
     what = RULES_NAME if job.rules is not None else f"--plan {PLAN_NAME}"
     option = "" if job.asked == "auto" else f" --container {job.asked}"
     write_card(
