@@ -5,14 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rulequant.diagnostics import Diagnostic
 from rulequant.plan import Plan
 
-__all__ = ["FORMAT_VERSION", "Comparison", "SchemeError", "Verified", "WeightError", "relative_error"]
+__all__ = ["FORMAT_VERSION", "Comparison", "Sample", "SchemeError", "Verified", "WeightError", "relative_error"]
 
 FORMAT_VERSION = 1
+
+
+class Sample(NamedTuple):
+    """How far some values of a weight are from the original, measured while it was encoded."""
+
+    squared_error: float = 0.0
+    squared_norm: float = 0.0
+    values: int = 0
+
+    def plus(self, other: Sample) -> Sample:
+        """Both taken as one."""
+        return Sample(
+            self.squared_error + other.squared_error,
+            self.squared_norm + other.squared_norm,
+            self.values + other.values,
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """As of a whole weight."""
+        return relative_error(self.squared_error, self.squared_norm)
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,8 @@ def _planned(rules: str | None, skeleton: Skeleton) -> tuple[RuleSet, Plan]:
 
 
 def _record(applied: Applied, seconds: float) -> dict[str, Any]:
+    from rulequant.report.worsttext import worst_data
+
     facts = applied.plan.summary
     return {
         "format_version": 1,
@@ -237,6 +239,7 @@ def _record(applied: Applied, seconds: float) -> dict[str, Any]:
         "bytes_after": applied.payload_bytes,
         "bytes_written": applied.bytes_written,
         "bits_per_weight": facts["bits_per_weight"],
+        "worst_modules": worst_data(applied.samples),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": _peak_memory(),
     }
@@ -245,6 +248,7 @@ def _record(applied: Applied, seconds: float) -> dict[str, Any]:
 def _summarize(applied: Applied, seconds: float, model: str) -> None:
     from rulequant.escaping import printable
     from rulequant.report.text import columns, count, percent, size
+    from rulequant.report.worsttext import worst_rows
 
     facts = applied.plan.summary
     before = facts["bytes_before"]
@@ -256,6 +260,7 @@ def _summarize(applied: Applied, seconds: float, model: str) -> None:
         ("bits per weight", f"{facts['bits_per_weight']:.2f}"),
         ("quantized", f"{count(facts['quantized'], 'module')}, {percent(facts['coverage'])} of the parameters"),
         ("container", f"{applied.container}, which {_loads(applied)}"),
+        *worst_rows(applied.samples),
         ("time", f"{seconds:.1f} s"),
     ]
     rows += [("peak memory", size(peak))] if peak else []

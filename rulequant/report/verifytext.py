@@ -10,7 +10,7 @@ from rulequant.escaping import printable
 from rulequant.report.text import PLAIN, Style, columns, count, size
 from rulequant.verification import Comparison, Verified, WeightError
 
-__all__ = ["HEADINGS", "NUMERIC", "left_out", "verdict", "verify_summary", "verify_text", "weight_rows"]
+__all__ = ["HEADINGS", "NUMERIC", "left_out", "share", "verdict", "verify_summary", "verify_text", "weight_rows"]
 
 HEADINGS = ("weight", "scheme", "parameters", "relative error", "SNR", "worst expert")
 NUMERIC = frozenset({2, 3, 4, 5})
@@ -87,8 +87,8 @@ def _against(found: Verified) -> Iterator[tuple[str, str]]:
         return
     yield "against", f"{printable(found.against)}: {_unquantized(found.comparison)}"
     for each in found.comparison.schemes:
-        text = f"{count(each.weights, 'weight')}, relative error {_share(each.relative_error)} over all of them"
-        yield f"scheme {printable(each.scheme)}", f"{text}, {_share(each.worst)} at worst"
+        text = f"{count(each.weights, 'weight')}, relative error {share(each.relative_error)} over all of them"
+        yield f"scheme {printable(each.scheme)}", f"{text}, {share(each.worst)} at worst"
 
 
 def _unquantized(comparison: Comparison) -> str:
@@ -111,7 +111,7 @@ def left_out(found: Verified, limit: int | None) -> list[str]:
     """A line for the weights that the table leaves out."""
     weights = found.comparison.weights if found.comparison else ()
     rest = weights[limit:] if limit is not None else ()
-    return [f"{len(rest):,} more with {_share(rest[0].relative_error)} or less; --all shows them"] if rest else []
+    return [f"{len(rest):,} more with {share(rest[0].relative_error)} or less; --all shows them"] if rest else []
 
 
 def weight_rows(found: Verified, limit: int | None = None) -> list[tuple[str, ...]]:
@@ -122,17 +122,17 @@ def weight_rows(found: Verified, limit: int | None = None) -> list[tuple[str, ..
 
 
 def _row(weight: WeightError) -> tuple[str, ...]:
-    expert = "" if weight.worst_expert_error is None else f"{weight.worst_expert}: {_share(weight.worst_expert_error)}"
+    expert = "" if weight.worst_expert_error is None else f"{weight.worst_expert}: {share(weight.worst_expert_error)}"
     return (
         printable(weight.name),
         printable(weight.scheme),
         f"{weight.parameters:,}",
-        _share(weight.relative_error),
+        share(weight.relative_error),
         f"{weight.snr_db:.1f} dB",
         expert,
     )
 
 
-def _share(error: float) -> str:
+def share(error: float) -> str:
     """A relative error with three digits."""
     return f"{100 * error:.3g}%" if math.isfinite(error) else str(error)

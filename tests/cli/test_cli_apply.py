@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def test_apply(checkpoint: Path, capsys: Capture) -> None:
     assert "written          out (" in err
     assert "container        bitsandbytes, which transformers loads as it is" in err
     assert "bits per weight" in err
+    assert re.search(r"^worst modules +[\d.]+%  model\.layers\.\S+ \(relative error, sampled\)$", err, re.MULTILINE)
     assert err.endswith(f"check it any time: rulequant verify out --against {checkpoint}\n")
     assert _config("out")["quantization_config"]["quant_method"] == "bitsandbytes"
 
@@ -83,6 +85,10 @@ def test_quiet_and_json(checkpoint: Path, capsys: Capture) -> None:
     assert record["output"] == "out"
     assert record["modules_quantized"] == 14
     assert record["bytes_after"] <= record["bytes_written"] < record["bytes_before"]
+    errors = [each["relative_error"] for each in record["worst_modules"]]
+    assert len(errors) == 5
+    assert errors == sorted(errors, reverse=True)
+    assert all(0.05 < each < 0.15 for each in errors)
     assert record["container"] == "bitsandbytes"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rulequant.errors import UsageError
@@ -29,6 +29,7 @@ from rulequant.torch.checkpoint.units import (
     Whole,
 )
 from rulequant.torch.checkpoint.writer import header_bytes
+from rulequant.verification import Sample
 
 __all__ = ["DEFAULT_MEMORY", "SMALLEST_MEMORY", "ShardFile"]
 
@@ -49,6 +50,7 @@ class _Open:
     units: int
     done: int = 0
     late: tuple[Late, ...] = ()
+    sample: Sample = field(default_factory=Sample)
     finishing: bool = False
 
 
@@ -95,6 +97,7 @@ class ShardFile:
         state = self._open[number]
         state.done += 1
         state.late += result.late
+        state.sample = state.sample.plus(result.sample)
         if state.done < state.units:
             return None
         if self._needs_finish(state):
@@ -103,6 +106,11 @@ class ShardFile:
             return None
         self._left -= 1
         return state.step
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """How far encoded weights are from the original, by module; for fused experts by parameter."""
+        return {each.step.target.removesuffix(".weight"): each.sample for each in self._open if each.sample.values}
 
     @property
     def empty_steps(self) -> list[Step]:

@@ -50,6 +50,8 @@ class ShardResult:
     sha256: str
     crc32: Mapping[str, str] = field(default_factory=dict)
     """Of the tensors, in the order of the file."""
+    samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The fields of the `Sample` of each weight that was measured while it was encoded."""
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +167,7 @@ class _Schedule:
             return None
         self._files.remove(file)
         tensors, digest = file.close()
-        return ShardResult(file.name, tensors, *digest)
+        return ShardResult(file.name, tensors, *digest, file.samples)
 
     def abort(self) -> None:
         for file in self._files:

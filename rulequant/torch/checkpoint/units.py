@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rulequant.torch.checkpoint.checksums import Digest
 from rulequant.torch.checkpoint.header import TensorEntry
 from rulequant.torch.checkpoint.step import Block, Step
+from rulequant.verification import Sample
 
 __all__ = ["Copied", "Encoded", "Finished", "Gathered", "Hashed", "Late", "Result", "Synced", "Unit", "Whole"]
 
@@ -35,6 +36,8 @@ class Result(NamedTuple):
     late: tuple[Late, ...] = ()
     digest: Digest | None = None
     """Of the file, where it was hashed."""
+    sample: Sample = Sample()
+    """How far encoded values are from the original."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from rulequant.torch.checkpoint.units import Copied, Encoded, Finished, Gathered
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, SliceFactory, factory_for
 from rulequant.torch.factories.slices import Piece, SliceEncoder
 from rulequant.torch.kernels.spans import scratch
+from rulequant.verification import Sample
 
 __all__ = ["carry_out"]
 
@@ -71,9 +72,10 @@ def _copy(bench: Bench, unit: Copied) -> Result:
 def _encode(bench: Bench, unit: Encoded) -> Result:
     step = unit.step
     with _told(bench, step, unit.start, unit.stop):
-        for piece in _encoder(step).encode(_values(bench, step, unit.start, unit.stop), unit.start):
+        encoder = _encoder(step)
+        for piece in encoder.encode(_values(bench, step, unit.start, unit.stop), unit.start):
             bench.write(unit.shard, raw(piece.data), unit.offsets[piece.name] + piece.at)
-    return Result()
+    return Result(sample=_sample(encoder))
 
 
 def _encode_all(bench: Bench, unit: Encoded) -> Result:
@@ -89,7 +91,11 @@ def _encode_all(bench: Bench, unit: Encoded) -> Result:
                 places.put(piece)
         for piece in encoder.finish(work, lambda start, stop: values[start:stop], mean_threads=bench.mean_threads):
             places.put(piece)
-    return Result(places.late)
+    return Result(places.late, sample=_sample(encoder))
+
+
+def _sample(encoder: SliceEncoder) -> Sample:
+    return getattr(encoder, "sample", None) or Sample()
 
 
 def _finish(bench: Bench, unit: Finished) -> Result:

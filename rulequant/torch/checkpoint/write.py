@@ -22,6 +22,7 @@ from rulequant.torch.checkpoint.sidefiles import copy_side_files, write_config
 from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.writer import write_index
+from rulequant.verification import Sample
 
 __all__ = ["Applied", "OpenExecutor", "Progress", "check_ties", "needed_bytes", "write_model", "write_output"]
 
@@ -61,6 +62,11 @@ class Applied:
     weight_map: dict[str, str] = field(default_factory=dict)
     records: Mapping[str, FileRecord] = field(default_factory=dict)
     """Size and checksums of each shard."""
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    """How far values of weights are from the original, by module (of fused experts by parameter), worst first.
+
+    They were measured while encoding, on a few values of each, and only where the method does so.
+    """
 
 
 def write_output(
@@ -199,7 +205,13 @@ def _applied(job: Job, output: Path, shards: list[ShardResult]) -> Applied:
         dropped=job.dropped,
         weight_map={name: shard.name for shard in shards for name in shard.tensors},
         records={shard.name: FileRecord(shard.size, shard.sha256, shard.crc32) for shard in shards},
+        samples=_samples(shards),
     )
+
+
+def _samples(shards: list[ShardResult]) -> dict[str, Sample]:
+    found = {name: Sample(each[0], each[1], int(each[2])) for shard in shards for name, each in shard.samples.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1].relative_error))
 
 
 def _write_beside(job: Job, applied: Applied, folder: Path, *, card: bool) -> None:

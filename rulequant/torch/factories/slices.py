@@ -17,8 +17,10 @@ from torch import Tensor
 from rulequant.inventory import Kind
 from rulequant.schemes import NESTED_BLOCKSIZE, WORK, Bnb4bit
 from rulequant.torch import kernels
+from rulequant.torch.factories.sampling import sample_4bit, sample_int8
 from rulequant.torch.factories.values import Look, check_absmax, explained
 from rulequant.torch.kernels.spans import scratch
+from rulequant.verification import Sample
 
 __all__ = ["FourBitSlices", "Int8Slices", "Piece", "SliceEncoder"]
 
@@ -38,7 +40,10 @@ class Piece(NamedTuple):
 
 
 class SliceEncoder(Protocol):
-    """One weight that is encoded slice by slice."""
+    """One weight that is encoded slice by slice.
+
+    It may have a `sample`: how far values of the slice that was encoded last are from what they became.
+    """
 
     def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
         """The pieces of the values [n] from a flat index of the weight [out, in] on.
@@ -61,12 +66,21 @@ class FourBitSlices:
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, kind: Kind, settings: Bnb4bit) -> None:
         self._shape = tuple(shape[::-1]) if kind == "conv1d" else tuple(shape)
         self._dtype, self._kind, self._settings = dtype, kind, settings
+        self.sample = Sample()
 
     def encode(self, values: Tensor, start: int) -> Iterator[Piece]:
         """Packed codes, and absmax, which double quantization takes for work."""
         settings = self._settings
         with explained(self._shape, self._kind, start=start):
             packed, absmax = kernels.quantize_4bit(values, quant_type=settings.quant_type, blocksize=settings.blocksize)
+        self.sample = sample_4bit(
+            values,
+            packed,
+            absmax,
+            quant_type=settings.quant_type,
+            blocksize=settings.blocksize,
+            numel=prod(self._shape),
+        )
         yield Piece("weight", start // 2, packed)
         name = WORK if settings.double_quant else "weight.absmax"
         yield Piece(name, start // settings.blocksize * absmax.itemsize, absmax)
@@ -101,6 +115,7 @@ class Int8Slices:
     def __init__(self, shape: Sequence[int], kind: Kind) -> None:
         self._shape = tuple(shape[::-1]) if kind == "conv1d" else tuple(shape)
         self._kind = kind
+        self.sample = Sample()
         # What makes up one output, of an expert too; a row of an embedding.
         self._row = self._shape[-1] if kind == "experts" else prod(self._shape[1:])
 
@@ -110,6 +125,7 @@ class Int8Slices:
             rows = values.view(-1, self._row)
             out = torch.from_numpy(scratch("packed", tuple(rows.shape), np.int8))
             quantized, scales = kernels.quantize_int8(rows, out=out)
+        self.sample = sample_int8(rows, quantized, scales, numel=prod(self._shape))
         yield Piece("weight", start, quantized)
         yield Piece("SCB", start // self._row * scales.itemsize, scales)
 

@@ -32,7 +32,8 @@ FILES = {"one": b"first", "two": b"second"}
 
 def _result(name: str) -> ShardResult:
     data = FILES[name]
-    return ShardResult(name, {f"{name}.weight": len(data)}, len(data), hashlib.sha256(data).hexdigest())
+    weight, sha256 = f"{name}.weight", hashlib.sha256(data).hexdigest()
+    return ShardResult(name, {weight: len(data)}, len(data), sha256, {weight: "0" * 8}, {name: [0.5, 2.0, 64]})
 
 
 @pytest.fixture
