@@ -31,6 +31,14 @@ _QWEN2_0_5B = {
     "num_key_value_heads": 2,
 }
 
+_QWEN4_EXP = {
+    "indexer_n_heads": 16,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 1024,
+    "indexer_compress_ratio": 4,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "aya_vision": {
         "vision_config": {
@@ -51,6 +59,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma4_unified": {"vision_config": {}, "audio_config": {}},
     "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 64},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "ministral": {"head_dim": 128},
@@ -58,6 +67,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "BeitForSemanticSegmentation": {"out_indices": [3, 5, 7, 11]},
     "T5GemmaEncoderModel": {"is_encoder_decoder": False},
     "nemotron_h": {"moe_latent_size": 1024, "n_routed_experts": 64},
+    "qwen3_omni_moe": {
+        "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 768}}
+    },
+    "qwen4_exp": {"text_config": _QWEN4_EXP},
+    "qwen4_exp_text": _QWEN4_EXP,
     "wav2vec2-bert": {"vocab_size": 32},
     "wav2vec2-conformer": {"vocab_size": 32},
 }
