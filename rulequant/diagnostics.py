@@ -107,6 +107,10 @@ class DiagnosticsError(RulequantError):
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n".join(each.concise() for each in self.diagnostics))
 
+    def __reduce__(self) -> tuple[type[DiagnosticsError], tuple[tuple[Diagnostic, ...]]]:
+        """Made again from the diagnostics when it comes from another process."""
+        return type(self), (self.diagnostics,)
+
 
 def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
     """Whether any of the diagnostics is an error."""

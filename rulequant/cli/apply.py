@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,11 +18,16 @@ from rulequant.cli.stopping import stops_cleanly
 from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rulequant.cli.jobs import Request
     from rulequant.containers import ContainerName
     from rulequant.plan import Plan
-    from rulequant.ruleset import RuleSet
-    from rulequant.torch.checkpoint.write import Applied
-    from rulequant.torch.skeleton import Skeleton
+    from rulequant.torch.checkpoint.job import Job
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.write import Applied, OpenExecutor
+
+    Write = Callable[[Job, CheckpointReader, OpenExecutor], Applied]
 
 __all__ = ["command"]
 
@@ -46,6 +51,10 @@ EXAMPLES = (
 @click.option("--container", type=click.Choice(("auto", "bitsandbytes", "rulequant")), default="auto",
               show_default=True, help="Who loads OUT: plain transformers (bitsandbytes), or transformers after `import "
               "rulequant.torch.transformers`. auto: the first, where it can express the plan.")  # fmt: skip
+@click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Processes that read, encode and write at "
+              "once. Default: the cores that are available. The output is the same for any number.")  # fmt: skip
+@click.option("--memory", metavar="SIZE", type=SIZE, help="What the workers may take in all for what they read, encode "
+              "and write, beside what they import. Default: 32MiB for each.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Begin anew, whatever an interrupted run has finished.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors and warnings only.")
 @format_option()
@@ -57,6 +66,8 @@ def command(
     plan_file: Path | None,
     max_shard_size: int,
     container: ContainerName,
+    workers: int | None,
+    memory: int | None,
     restart: bool,
     quiet: bool,
     form: str,
@@ -83,8 +94,9 @@ def command(
         raise UsageError("RULES and --plan both say what to do", remedy="give one of the two")
     _check_model(model)
     _check_output(output)
-    began = time.monotonic()
     from rulequant.cli.inputs import is_pipeline
+    from rulequant.cli.jobs import Request
+    from rulequant.cli.summary import own_peak_memory, record, summarize
 
     if is_pipeline(model):
         _pipeline(
@@ -92,19 +104,22 @@ def command(
             container=container, quiet=quiet, form=form, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         return
+    began = time.monotonic()
     try:
         with stops_cleanly():
-            applied = _apply(
-                model, rules, plan_file, output, max_shard_size, container=container, restart=restart, quiet=quiet,
-                trust_remote_code=trust_remote_code, revision=revision,
+            request = Request(
+                model, rules, _saved_plan(plan_file) if plan_file else None, output, container, max_shard_size, quiet,
+                trust_remote_code, revision,
             )  # fmt: skip
+            applied, seen = _apply(request, workers, memory, restart=restart)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
     seconds = time.monotonic() - began
+    peak = max(seen, own_peak_memory() or 0) or None
     if not quiet:
-        _summarize(applied, seconds, model)
+        summarize(applied, seconds, peak, model)
     if form == "json":
-        terminal.data(json.dumps(_record(applied, seconds), indent=1))
+        terminal.data(json.dumps(record(applied, seconds, peak), indent=1))
 
 
 def _pipeline(
@@ -158,144 +173,69 @@ def _what_is_left(output: Path) -> str:
     return f"{output} is complete" if output.exists() else f"nothing was written to {output}"
 
 
-def _apply(
-    model: str,
-    rules: str | None,
-    plan_file: Path | None,
-    output: Path,
-    max_shard_bytes: int,
-    *,
-    container: ContainerName,
-    restart: bool,
-    quiet: bool,
-    trust_remote_code: bool,
-    revision: str | None,
-) -> Applied:
-    from rulequant.cli.inputs import read_skeleton, torch_extra
-    from rulequant.cli.progress import choose_download, choose_progress
+def _apply(request: Request, workers: int | None, memory: int | None, *, restart: bool) -> tuple[Applied, int]:
+    """What was written, and the most memory that was seen in use, in bytes; 0 where the system does not tell."""
+    from rulequant.cli.inputs import require_extra, torch_extra
 
-    saved = _saved_plan(plan_file) if plan_file else None  # before torch: it may be no plan
-    skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision, real=True)
-    ruleset, plan = (None, saved) if saved else _planned(rules, skeleton)
+    require_extra("apply")
     with torch_extra("apply"):
-        from rulequant.torch.checkpoint.apply import apply_to_folder
-        from rulequant.torch.checkpoint.remote import with_weights
+        from rulequant.torch.checkpoint.crew import available_cores, memory_of_each
 
-        with choose_download(quiet=quiet) as progress:
-            skeleton = with_weights(
-                skeleton, plan, output, container=container, progress=progress, notice=terminal.note
-            )
-        with choose_progress(quiet=quiet) as progress:
-            return apply_to_folder(
-                skeleton,
-                plan,
-                output,
-                made_with=ruleset,
-                container=container,
-                max_shard_bytes=max_shard_bytes,
-                restart=restart,
-                progress=progress,
-                notice=terminal.note,
-            )
+        workers = workers or available_cores()
+        write = partial(_write, request, memory=memory_of_each(memory, workers), restart=restart)
+        if _by_itself(request.model):
+            return _apply_elsewhere(request, workers, write)
+        return _apply_here(request, workers, write)
+
+
+def _by_itself(model: str) -> bool:
+    """Whether another process may prepare: a folder can be opened again, and here nothing is imported for it yet."""
+    return "transformers" not in sys.modules and Path(model).is_dir()
+
+
+def _apply_elsewhere(request: Request, workers: int, write: Write) -> tuple[Applied, int]:
+    from rulequant.cli.jobs import job_elsewhere
+    from rulequant.torch.checkpoint.crew import Crew
+    from rulequant.torch.checkpoint.place import check_output
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+
+    folder = Path(request.model)
+    check_output(request.output, folder)
+    with Crew(workers, guest=True) as crew:
+        job = crew.call(job_elsewhere, request)
+        with CheckpointReader.attach(folder, job.fingerprint) as reader:
+            return write(job, reader, crew.executor), crew.footprint.peak
+
+
+def _apply_here(request: Request, workers: int, write: Write) -> tuple[Applied, int]:
+    from rulequant.cli.jobs import job_here
+    from rulequant.torch.checkpoint.apply import open_workers
+
+    job, source = job_here(request)
+    with source.attach(job.fingerprint) as reader, open_workers(job, reader, workers) as (open_executor, footprint):
+        return write(job, reader, open_executor), footprint.peak
+
+
+def _write(
+    request: Request, job: Job, reader: CheckpointReader, open_executor: OpenExecutor, *, memory: int, restart: bool
+) -> Applied:
+    from rulequant.cli.progress import choose_progress
+    from rulequant.torch.checkpoint import write
+
+    with choose_progress(quiet=request.quiet) as progress:
+        return write.write_output(
+            job,
+            reader,
+            request.output,
+            open_executor,
+            memory=memory,
+            restart=restart,
+            progress=progress,
+            notice=terminal.note,
+        )
 
 
 def _saved_plan(path: Path) -> Plan:
     from rulequant.plan_file import load_plan
 
     return load_plan(path)
-
-
-def _planned(rules: str | None, skeleton: Skeleton) -> tuple[RuleSet, Plan]:
-    """The rules and the plan to apply, once its warnings are told; errors among them stop apply itself."""
-    from rulequant.cli.inputs import read_rules
-    from rulequant.diagnostics import DiagnosticsError, Severity
-    from rulequant.planner import make_plan
-
-    inventory = skeleton.inventory()
-    ruleset, warnings = read_rules(rules, inventory)
-    plan = make_plan(ruleset, inventory)
-    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is Severity.WARNING)])
-    if not plan.ok:
-        raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
-    return ruleset, plan
-
-
-def _record(applied: Applied, seconds: float) -> dict[str, Any]:
-    from rulequant.report.worsttext import worst_data
-
-    facts = applied.plan.summary
-    return {
-        "format_version": 1,
-        "output": str(applied.output),
-        "container": applied.container,
-        "model": applied.plan.model,
-        "rules": applied.plan.rules,
-        "rules_sha256": applied.plan.rules_sha256,
-        "plan_sha256": applied.plan.sha256,
-        "tensors": applied.tensors,
-        "shards": len(set(applied.weight_map.values())),
-        "modules_quantized": facts["quantized"],
-        "bytes_before": facts["bytes_before"],
-        "bytes_after": applied.payload_bytes,
-        "bytes_written": applied.bytes_written,
-        "bits_per_weight": facts["bits_per_weight"],
-        "worst_modules": worst_data(applied.samples),
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": _peak_memory(),
-    }
-
-
-def _summarize(applied: Applied, seconds: float, model: str) -> None:
-    from rulequant.escaping import printable
-    from rulequant.report.text import columns, count, percent, size
-    from rulequant.report.worsttext import worst_rows
-
-    facts = applied.plan.summary
-    before = facts["bytes_before"]
-    shards = count(len(set(applied.weight_map.values())), "shard")
-    peak = _peak_memory()
-    rows = [
-        ("written", printable(f"{applied.output} ({count(applied.tensors, 'tensor')} in {shards})")),
-        ("size", f"{size(before)} -> {size(applied.bytes_written)} ({percent(applied.bytes_written / before)} of it)"),
-        ("bits per weight", f"{facts['bits_per_weight']:.2f}"),
-        ("quantized", f"{count(facts['quantized'], 'module')}, {percent(facts['coverage'])} of the parameters"),
-        ("container", f"{applied.container}, which {_loads(applied)}"),
-        *worst_rows(applied.samples),
-        ("time", f"{seconds:.1f} s"),
-    ]
-    rows += [("peak memory", size(peak))] if peak else []
-    style = terminal.style_of(sys.stderr)
-    for line, (label, _) in zip(columns(rows), rows, strict=True):
-        terminal.message(style.bold(line[: len(label)]) + line[len(label) :])
-    terminal.note(f"check it any time: rulequant verify {_quoted(applied.output)}{_against(model)}")
-
-
-def _quoted(path: Path | str) -> str:
-    from rulequant.escaping import printable
-
-    return shlex.quote(printable(str(path)))
-
-
-def _against(model: str) -> str:
-    """The option that compares weights too, where MODEL is what it takes."""
-    return f" --against {_quoted(model)}" if Path(model).is_dir() or ":" in model else ""
-
-
-def _loads(applied: Applied) -> str:
-    if applied.library == "rulequant":
-        return "`rulequant.torch.load_quantized` loads"
-    if applied.library == "diffusers":
-        return "diffusers loads as it is"
-    from rulequant.report.plantext import loaded
-
-    return f"transformers loads {loaded(applied.container)}"
-
-
-def _peak_memory() -> int | None:
-    """The most memory that the process held, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # https://man7.org/linux/man-pages/man2/getrusage.2.html

@@ -31,6 +31,7 @@ __all__ = [
     "read_pipeline",
     "read_rules",
     "read_skeleton",
+    "require_extra",
     "torch_extra",
 ]
 
@@ -147,6 +148,17 @@ def torch_extra(what: str) -> Iterator[None]:
         if package not in EXTRA or _is_installed(package):
             raise
         raise MissingExtraError(f"{what} needs {package}, which is not installed", remedy=INSTALL) from error
+
+
+def require_extra(what: str) -> None:
+    """Say at once, and without importing anything, that a package of the extra is missing.
+
+    Raises:
+        MissingExtraError: so it is.
+    """
+    missing = [each for each in sorted(EXTRA - {"rich"}) if not _is_installed(each)]
+    if missing:
+        raise MissingExtraError(f"{what} needs {missing[0]}, which is not installed", remedy=INSTALL)
 
 
 def _is_installed(package: str) -> bool:

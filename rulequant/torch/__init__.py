@@ -10,21 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rulequant.diagnostics import DiagnosticsError, Severity
-from rulequant.errors import UsageError
-from rulequant.loader import load_rules
-from rulequant.plan import Plan
-from rulequant.planner import make_plan
-from rulequant.ruleset import RuleSet
-
 if TYPE_CHECKING:
     from torch import nn
 
+    from rulequant.plan import Plan
+    from rulequant.ruleset import RuleSet
     from rulequant.verification import Verified
 
-__all__ = ["apply", "apply_checkpoint", "load_quantized", "plan", "verify"]
+    Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
 
-Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
+__all__ = ["apply", "apply_checkpoint", "load_quantized", "plan", "verify"]
 
 
 def plan(model: nn.Module, rules: Rules) -> Plan:
@@ -40,6 +35,8 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
     """
     from torch import nn
 
+    from rulequant.errors import UsageError
+    from rulequant.planner import make_plan
     from rulequant.torch.inspect import inspect_model
 
     if not isinstance(model, nn.Module):
@@ -47,7 +44,7 @@ def plan(model: nn.Module, rules: Rules) -> Plan:
             f"the model is a {type(model).__name__}, not an nn.Module",
             remedy="load it first; for a checkpoint folder there is rulequant.torch.apply_checkpoint",
         )
-    ruleset = rules if isinstance(rules, RuleSet) else load_rules(rules)
+    ruleset = _loaded(rules)
     return make_plan(ruleset, inspect_model(model), None)
 
 
@@ -65,6 +62,7 @@ def apply(model: nn.Module, rules: Rules) -> Plan:
 
     Whichever is raised, the model is unchanged.
     """
+    from rulequant.diagnostics import DiagnosticsError, Severity
     from rulequant.torch.swap import swap_layers
 
     made = plan(model, rules)
@@ -82,6 +80,8 @@ def apply_checkpoint(
     container: Literal["auto", "bitsandbytes", "rulequant"] = "auto",
     max_shard_bytes: int = 5_000_000_000,
     restart: bool = False,
+    workers: int = 1,
+    memory: int | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -99,6 +99,9 @@ def apply_checkpoint(
     cannot express the plan. It appears complete or not at all; the source is only read. After an interruption the same
     call goes on with the shards that were finished, unless `restart`.
 
+    More than one of `workers` are processes of their own, which read, encode and write at once; the output is the same.
+    `memory` is what they may take for that in all, 32 MiB each by default, beside what they import.
+
     Raises:
         DiagnosticsError: the rule file has errors, does not fit the model, or no checkpoint can express the plan.
         ModelError: the source is no checkpoint that transformers can build, or the Hub does not give it.
@@ -106,12 +109,13 @@ def apply_checkpoint(
             call may go on later.
         NotFiniteError: a weight holds a value that cannot be encoded.
     """
+    from rulequant.plan import Plan
     from rulequant.torch.checkpoint.apply import apply_to_folder
     from rulequant.torch.checkpoint.remote import with_weights
     from rulequant.torch.diffusion import is_pipeline
     from rulequant.torch.skeleton import build_skeleton
 
-    ready = rules if isinstance(rules, RuleSet | Plan) else load_rules(rules)
+    ready = rules if isinstance(rules, Plan) else _loaded(rules)
     if is_pipeline(source):
         options: dict[str, Any] = {
             "container": container,
@@ -124,13 +128,22 @@ def apply_checkpoint(
     )
     skeleton = with_weights(skeleton, ready, Path(output), container=container)
     return apply_to_folder(
-        skeleton, ready, Path(output), container=container, max_shard_bytes=max_shard_bytes, restart=restart
+        skeleton,
+        ready,
+        Path(output),
+        container=container,
+        max_shard_bytes=max_shard_bytes,
+        restart=restart,
+        workers=workers,
+        memory=memory,
     ).plan
 
 
 def _apply_pipeline(
     source: str, rules: RuleSet | Plan, output: Path, *, trust_remote_code: bool, **options: Any
 ) -> Plan:
+    from rulequant.errors import UsageError
+    from rulequant.plan import Plan
     from rulequant.torch.checkpoint.pipeline import apply_pipeline
     from rulequant.torch.pipeline import check_rules_for, open_pipeline
 
@@ -178,3 +191,10 @@ def verify(
 
     model = None if against is None else os.fspath(against)
     return verify_folder(Path(output), against=model, quick=quick, trust_remote_code=trust_remote_code)
+
+
+def _loaded(rules: Rules) -> RuleSet:
+    from rulequant.loader import load_rules
+    from rulequant.ruleset import RuleSet
+
+    return rules if isinstance(rules, RuleSet) else load_rules(rules)

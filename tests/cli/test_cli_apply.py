@@ -164,14 +164,14 @@ def test_interrupt(
     told: str, complete: bool, line: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Ctrl-C says what became of the output."""
-    from rulequant.torch.checkpoint import apply as apply_module
+    from rulequant.torch.checkpoint import write as write_module
 
     def interrupted(*_: object, **__: object) -> Plan:
         if complete:
             Path("out").mkdir()
         raise KeyboardInterrupt(told) if told else KeyboardInterrupt
 
-    monkeypatch.setattr(apply_module, "apply_to_folder", interrupted)
+    monkeypatch.setattr(write_module, "write_output", interrupted)
     assert run(["apply", str(checkpoint), "-o", "out"]) == 130
     assert capsys.readouterr().err == line
 

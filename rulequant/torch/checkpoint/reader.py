@@ -160,6 +160,12 @@ class CheckpointReader:
         with self._descriptor(entry.shard) as fd:
             read_into(fd, entry.start + start_byte, buffer, self.folder / entry.shard)
 
+    def expect(self, entry: TensorEntry, start_byte: int, length: int) -> None:
+        """Tell the system that bytes of a tensor will be read soon."""
+        if self.has_files and hasattr(os, "posix_fadvise"):
+            with self._descriptor(entry.shard) as fd:
+                os.posix_fadvise(fd, entry.start + start_byte, length, os.POSIX_FADV_WILLNEED)
+
     def copy(self, entry: TensorEntry, start_byte: int, length: int, copy: Callable[[int, int, int], int]) -> None:
         """Have bytes of a tensor copied from file to file.
 

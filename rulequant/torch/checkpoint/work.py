@@ -27,7 +27,7 @@ from rulequant.torch.factories.slices import Piece, SliceEncoder
 from rulequant.torch.kernels.spans import scratch
 from rulequant.verification import Sample
 
-__all__ = ["carry_out"]
+__all__ = ["carry_out", "expect"]
 
 
 def carry_out(bench: Bench, unit: Unit) -> Result:
@@ -56,6 +56,17 @@ def carry_out(bench: Bench, unit: Unit) -> Result:
         # By a descriptor of its own; who gives the file its name syncs again, and hears of errors.
         os.fsync(bench.output(unit.shard))
     return Result()
+
+
+def expect(bench: Bench, unit: Unit) -> None:
+    """Have the system read what a unit will need, while something else is done."""
+    if isinstance(unit, Copied):
+        size = unit.entry.item_size
+        bench.reader.expect(unit.entry, unit.start * size, (unit.stop - unit.start) * size)
+    elif isinstance(unit, Encoded) and len(unit.step.blocks) == 1 and not unit.step.blocks[0].transposed:
+        (block,) = unit.step.blocks
+        size = block.entry.item_size
+        bench.reader.expect(block.entry, (block.first + unit.start) * size, (unit.stop - unit.start) * size)
 
 
 def _copy(bench: Bench, unit: Copied) -> Result:

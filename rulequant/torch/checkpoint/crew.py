@@ -1,0 +1,219 @@
+"""Processes that work for a run, which itself imports no torch: one that prepares, and several that encode.
+
+Threads would share the interpreter lock, and two are hardly faster than one; processes are, and their memory is mostly
+that of the one head that they are copies of.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from rulequant.errors import ResumableError, UsageError
+from rulequant.torch.checkpoint.files import size_text
+from rulequant.torch.checkpoint.footprint import Footprint
+from rulequant.torch.checkpoint.head import Order, Ready
+from rulequant.torch.checkpoint.job import Job
+from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY, ShardFile
+from rulequant.torch.checkpoint.shards import Executor
+from rulequant.torch.checkpoint.units import Result, Unit
+from rulequant.torch.checkpoint.wire import Failure, failure_to_raise
+
+__all__ = ["Crew", "available_cores", "memory_of_each", "worthwhile_workers"]
+
+_UNITS_AT_A_WORKER = 2
+"""While it does one it has the next one read."""
+_BYTES_A_WORKER = 32 << 20
+"""Of the source; for less it is not worth to start another."""
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from rulequant.torch.checkpoint.head import main; main(sys.argv[1].split())"
+)
+_SECONDS_TO_END = 5.0
+
+T = TypeVar("T")
+Ticket = tuple[ShardFile, int]
+
+
+def available_cores() -> int:
+    """The cores that this process may use: of its affinity, and of its control group's share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # "max" among them
+        return cores
+
+
+def memory_of_each(memory: int | None, workers: int) -> int:
+    """What each of the workers may take, of so much for all.
+
+    Raises:
+        UsageError: it is too little.
+    """
+    if memory is None:
+        return DEFAULT_MEMORY
+    if memory // workers < SMALLEST_MEMORY:
+        fitting = memory // SMALLEST_MEMORY
+        raise UsageError(
+            f"a memory of {size_text(memory)} is too little for {_counted(workers)}, "
+            f"each of which takes at least {size_text(SMALLEST_MEMORY)}",
+            remedy=f"give at least {SMALLEST_MEMORY * workers} bytes"
+            + (f", or {_counted(fitting)}" if fitting else ""),
+        )
+    return memory // workers
+
+
+def _counted(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
+def worthwhile_workers(job: Job, workers: int) -> int:
+    """So many of the workers as have something to do."""
+    return max(1, min(workers, sum(shard.source_bytes for shard in job.shards) // _BYTES_A_WORKER))
+
+
+class Crew:
+    """A head and what is forked from it; they begin to import when the crew is made, and end with it."""
+
+    def __init__(self, workers: int, *, guest: bool = False) -> None:
+        """Start the head; `guest` says whether `call` will be used, once."""
+        pairs = [socket.socketpair() for _ in range(workers + 2)]
+        theirs = [end for _, end in pairs]
+        control, guest_end, *ends = (Connection(end.detach()) for end, _ in pairs)
+        self._control, self._guest, self._ends = control, guest_end, ends
+        self._closed = False
+        fds = " ".join(str(end.fileno()) for end in theirs)
+        try:
+            self._head = subprocess.Popen(
+                [sys.executable, "-c", _START, fds, *sys.path],
+                pass_fds=[end.fileno() for end in theirs],
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            for end in theirs:
+                end.close()
+        self.footprint = Footprint([os.getpid(), self._head.pid])
+        control.send(guest)
+        self._threads: int | None = None
+
+    def __enter__(self) -> Crew:
+        """The crew itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all processes, and wait until they are gone."""
+        self.close()
+
+    @property
+    def threads(self) -> int:
+        """The threads that torch uses here by default."""
+        if self._threads is None:
+            self._threads = cast(Ready, self._receive(self._control)).threads
+        return self._threads
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function of a module in a process that ends with the call; what it raises is raised here."""
+        self._send(self._guest, (function, arguments))
+        self.footprint.add(cast(Ready, self._receive(self._guest)).pid)
+        answer = self._receive(self._guest)
+        self._guest.close()
+        return cast(T, answer)
+
+    @contextmanager
+    def executor(self, job: Job, folder: Path) -> Iterator[Executor]:
+        """Workers that carry out the units of a job, for files in a folder; once for a crew."""
+        count = worthwhile_workers(job, len(self._ends))
+        for end in self._ends[count:]:
+            end.close()
+        ends = self._ends[:count]
+        fingerprint = {file: dict(stamp) for file, stamp in job.fingerprint.items()}
+        self._send(self._control, True)
+        for end in ends:
+            self._send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
+        for end in ends:
+            self.footprint.add(cast(Ready, self._receive(end)).pid)
+        yield _Workers(ends, self.footprint)
+
+    def close(self) -> None:
+        """End all processes, whatever they do, and wait until they are gone."""
+        if self._closed:
+            return
+        self._closed = True
+        self._head.kill()
+        self._head.wait()
+        # The head's end ends its copies. When the last holder of the other end is gone, there is nothing to receive.
+        for end in self._ends:
+            with suppress(EOFError, OSError):
+                while not end.closed and end.poll(_SECONDS_TO_END):
+                    end.recv_bytes()
+        for end in (self._control, self._guest, *self._ends):
+            end.close()
+
+    def _receive(self, end: Connection[Any, Any]) -> Any:
+        while not end.poll(self.footprint.interval):
+            self.footprint.measure()
+        try:
+            answer = end.recv()
+        except (EOFError, OSError) as error:
+            raise _ended() from error
+        if isinstance(answer, Failure):
+            raise failure_to_raise(answer)
+        return answer
+
+    def _send(self, end: Connection[Any, Any], message: object) -> None:
+        try:
+            end.send(message)
+        except OSError as error:
+            raise _ended() from error
+
+
+class _Workers:
+    """An `Executor` of several processes."""
+
+    syncs = True
+
+    def __init__(self, ends: list[Connection[Any, Any]], footprint: Footprint) -> None:
+        self._ends, self._footprint = ends, footprint
+        # Each answers in the order in which it was asked.
+        self._tickets: dict[Connection[Any, Any], deque[Ticket]] = {end: deque() for end in ends}
+
+    def has_room(self) -> bool:
+        return any(len(each) < _UNITS_AT_A_WORKER for each in self._tickets.values())
+
+    def submit(self, ticket: Ticket, unit: Unit) -> None:
+        end = min(self._ends, key=lambda each: len(self._tickets[each]))
+        self._tickets[end].append(ticket)
+        try:
+            end.send(unit)
+        except OSError as error:
+            raise _ended() from error
+
+    def wait(self) -> tuple[Ticket, Result]:
+        busy = [end for end, tickets in self._tickets.items() if tickets]
+        while not (ready := wait(busy, self._footprint.interval)):
+            self._footprint.measure()
+        self._footprint.measure()
+        end = cast("Connection[Any, Any]", ready[0])
+        try:
+            answer = end.recv()
+        except (EOFError, OSError) as error:
+            raise _ended() from error
+        if isinstance(answer, Failure):
+            raise failure_to_raise(answer)
+        return self._tickets[end].popleft(), cast(Result, answer)
+
+
+def _ended() -> ResumableError:
+    return ResumableError(
+        "a process that worked for this one ended before its time: it was killed, by the system if memory ran out",
+        remedy="give fewer --workers or less --memory, or free some memory, and run again",
+    )

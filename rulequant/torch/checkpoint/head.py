@@ -1,0 +1,156 @@
+"""The process that workers are copies of: it imports torch once, and forks before any thread starts.
+
+Copies share the memory of what is imported, and begin at once. The head is a process of its own, and not the run
+itself, because a process with threads, such as a notebook's, cannot be forked safely, and because the run then needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from rulequant.torch.checkpoint.units import Unit
+
+__all__ = ["Order", "Ready", "main"]
+
+Wire = Connection
+_PR_SET_PDEATHSIG = 1
+# The run hears of these itself, and ends its workers when it has cleaned up; from a terminal they come to all at once.
+_LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM)
+
+
+class Ready(NamedTuple):
+    """What the head, and each of its copies, says when it has begun."""
+
+    pid: int
+    threads: int = 0
+    """That torch uses here by default."""
+
+
+class Order(NamedTuple):
+    """What workers need to know."""
+
+    source: Path
+    fingerprint: dict[str, dict[str, int]]
+    folder: Path
+    mean_threads: int
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Serve the run at the other end of the sockets whose descriptors are given: control, guest, and the workers'."""
+    _settle(os.getppid())
+    control, guest, *workers = (socket.socket(fileno=int(each)) for each in arguments)
+    # A thread of numpy's linear algebra, which nothing here uses, would make forking unsafe.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    wire: Wire[Any, Any] = Connection(control.detach())
+    with suppress(EOFError, OSError):
+        has_guest = wire.recv()
+        import torch
+
+        wire.send(Ready(os.getpid(), torch.get_num_threads()))
+        if has_guest:
+            _fork(_serve_guest, guest, [wire, *workers])
+        guest.close()
+        _import_all()
+        wire.recv()  # to begin; or the run ends, and needs none
+        for number, each in enumerate(workers):
+            _fork(_work, each, [wire, *workers[number + 1 :]])
+            each.close()
+        wire.recv()  # which the run never answers: this is where its end is noticed, where no signal tells of it
+    os._exit(0)
+
+
+def _import_all() -> None:
+    """Import what workers use, so that they share it."""
+    gc.collect()
+    gc.freeze()  # what the collector marks is no longer shared
+
+
+def _fork(work: Callable[[Wire[Any, Any]], None], end: socket.socket, others: Sequence[Any]) -> None:
+    parent = os.getpid()
+    if os.fork():
+        return
+    code = 1
+    try:
+        _settle(parent)
+        for each in others:
+            each.close()
+        with Connection(end.detach()) as wire:
+            work(wire)
+        code = 0
+    finally:
+        # Nothing of the head's is to be cleaned up by its copy.
+        os._exit(code)
+
+
+def _settle(parent: int) -> None:
+    """Leave signals to the run, and end with the parent, whatever ends that."""
+    for each in _LEFT_TO_THE_RUN:
+        signal.signal(each, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _serve_guest(wire: Wire[Any, Any]) -> None:
+    """Make one call, and end: what it imported goes with it."""
+    from rulequant.torch.checkpoint.wire import failure_of
+
+    with suppress(EOFError, OSError):
+        wire.send(Ready(os.getpid()))
+        function, arguments = wire.recv()
+        try:
+            answer = function(*arguments)
+        except BaseException as error:
+            answer = failure_of(error)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        wire.send(answer)
+
+
+def _work(wire: Wire[Any, Any]) -> None:
+    """Carry out units until there are no more, or one fails."""
+    import torch
+
+    from rulequant.torch.checkpoint.bench import Bench
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.wire import failure_of
+    from rulequant.torch.checkpoint.work import carry_out, expect
+
+    torch.set_num_threads(1)
+    wire.send(Ready(os.getpid()))
+    with suppress(EOFError, OSError):
+        order: Order = wire.recv()
+        reader = CheckpointReader.attach(order.source, order.fingerprint)
+        bench = Bench(reader, order.folder, mean_threads=order.mean_threads)
+        for unit in _units(wire, lambda unit: expect(bench, unit)):
+            try:
+                answer: Any = carry_out(bench, unit)
+            except BaseException as error:
+                answer = failure_of(error)
+            wire.send(answer)
+
+
+def _units(wire: Wire[Any, Any], announce: Callable[[Unit], None]) -> Iterator[Unit]:
+    """The units as they come; `announce` is told of those that wait behind the next."""
+    waiting: deque[Unit] = deque()
+    while True:
+        while not waiting or wire.poll():
+            waiting.append(wire.recv())
+            if len(waiting) > 1:
+                announce(waiting[-1])
+        yield waiting.popleft()
