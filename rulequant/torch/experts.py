@@ -8,68 +8,20 @@ biases, with whatever activation) stays the business of the class that defines i
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from rulequant.torch.class_source import class_definition, self_path, working_methods
 from rulequant.torch.derived import copy_as, derived_class
+from rulequant.torch.expert_weights import ExpertWeights, forward_of_experts
 
 __all__ = ["ExpertWeights", "expert_parameters", "restore_parameters", "swap_parameters"]
 
 _METADATA = frozenset({"shape", "dtype", "device", "ndim", "size"})
 """What `ExpertWeights` can tell without dequantizing."""
-
-
-class ExpertWeights(nn.Module):
-    """The encoded weights of all experts, [experts, rows, columns]; indexing dequantizes one expert."""
-
-    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
-        """`shape` and `dtype` are those of the parameter that is replaced."""
-        super().__init__()
-        self.shape = shape
-        self.dtype = dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the encoded weights are."""
-        return cast(Tensor, self.weight).device
-
-    @property
-    def ndim(self) -> int:
-        """Always three."""
-        return len(self.shape)
-
-    def size(self, dim: int | None = None) -> Any:
-        """As `Tensor.size`."""
-        return self.shape if dim is None else self.shape[dim]
-
-    def __getitem__(self, index: int | Tensor) -> Tensor:
-        """The weight of one expert, [rows, columns], in the dtype that the parameter had."""
-        return self.expert(int(index))
-
-    def expert(self, index: int) -> Tensor:
-        """Dequantize one expert."""
-        raise NotImplementedError
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """`torch.bmm(states, weights)`, as Llama 4 computes all experts, one expert at a time."""
-        del types
-        if func is torch.bmm and not kwargs and len(args) == 2 and isinstance(args[1], ExpertWeights):
-            states, weights = args
-            count = range(weights.shape[0])
-            return torch.cat([torch.bmm(states[index : index + 1], weights[index].unsqueeze(0)) for index in count])
-        raise TypeError(f"quantized experts can be indexed, or be the second argument of torch.bmm, but not of {func}")
-
-    def extra_repr(self) -> str:
-        """The shape and dtype that it stands for."""
-        return f"{tuple(self.shape)}, {self.dtype}"
 
 
 def expert_parameters(module: nn.Module) -> tuple[str, ...]:
@@ -136,5 +88,5 @@ def _eager_class(owner: Any) -> Any:
 
     transformers dispatches to grouped kernels, which want the fused parameter as a whole.
     """
-    eager = getattr(owner.forward, "__wrapped__", owner.forward)
+    eager = forward_of_experts(getattr(owner.forward, "__wrapped__", owner.forward))
     return derived_class(owner, (owner,), {"forward": eager, "rulequant_base": owner}, (_eager_class, owner))

@@ -37,6 +37,9 @@ from rulequant.torch.swap import build_layers, replace_module
 __all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer"]
 
 
+_LOADED_IN = {"bnb_4bit": "is_loaded_in_4bit", "bnb_int8": "is_loaded_in_8bit"}
+
+
 @register_quantizer(METHOD)
 class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
     """Swaps layers on the meta skeleton by the plan, and fills them as the weights come in."""
@@ -118,11 +121,10 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
             replace_module(model, module, experts.finish(module))
         self.experts = {}
         methods = {each.method for each in self.schemes.values()}
-        # num_parameters() and the Trainer ask for these; the second also guards `.half()` and the like.
-        if "bnb_4bit" in methods:
-            model.is_loaded_in_4bit = True
-        elif methods == {"bnb_int8"}:
-            model.is_loaded_in_8bit = True
+        # num_parameters(), the Trainer and peft ask for these; both where both are.
+        for method, flag in _LOADED_IN.items():
+            if method in methods:
+                setattr(model, flag, True)
         refuse_resizing(model)
         # The loader keeps what it converted, to undo it on saving; here saving is the layers' own work.
         model._weight_conversions = []
@@ -159,7 +161,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, scheme in self.schemes.items():
             module = model.get_submodule(name)
             replace_module(model, module, plain_layer(module, scheme, wanted))
-        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        for flag in _LOADED_IN.values():
             if getattr(model, flag, False):
                 setattr(model, flag, False)
         self.schemes = {}
