@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rulequant.rulefile import PIPELINE_KEYS, RuleFile
 from rulequant.ruleset import RuleSet
 from rulequant.source import MAX_PROBLEMS, Document
 
-__all__ = ["LoadedFile", "Loader", "check_rules", "load_rules"]
+__all__ = ["LoadedFile", "Loader", "bundled_remedy", "check_rules", "load_rules"]
 
 _MAX_SUGGESTIONS = 10
 """Undefined schemes that are compared with all defined ones, which may be thousands."""
@@ -52,7 +53,7 @@ class Loader:
         if _is_path(name) or _exists(name):
             return self.load(Path(name), file=name)
         message = f"there is neither a file nor a bundled rule file called `{name}`"
-        self._report("RQ001", message, Location(name, 1, 1, 1, 1), value=name, remedy=_bundled_remedy(name))
+        self._report("RQ001", message, Location(name, 1, 1, 1, 1), value=name, remedy=bundled_remedy(name))
         return None
 
     def load_text(self, text: str | bytes, *, file: str, path: Path | None = None) -> LoadedFile | None:
@@ -125,7 +126,7 @@ class Loader:
         place = loaded.document.value(("components", name))
         found = _locate(loaded, file)
         if isinstance(found, str):
-            remedy = "paths are relative to the file that names them" if _is_path(file) else _bundled_remedy(file)
+            remedy = "paths are relative to the file that names them" if _is_path(file) else bundled_remedy(file)
             self._report("RQ322", f"the component `{name}`: {found}", place, value=file, remedy=remedy)
             return None
         read = self.load(found[0], file=found[1])
@@ -160,7 +161,7 @@ class Loader:
         place = loaded.document.value(("extends", index))
         found = _locate(loaded, name)
         if isinstance(found, str):
-            remedy = "paths are relative to the file that extends" if _is_path(name) else _bundled_remedy(name)
+            remedy = "paths are relative to the file that extends" if _is_path(name) else bundled_remedy(name)
             self._report("RQ302", f"`extends`: {found}", place, value=name, remedy=remedy)
             return None
         path, file = found
@@ -249,6 +250,19 @@ def _is_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
 
 
-def _bundled_remedy(name: str) -> str:
+def bundled_remedy(name: str) -> str:
+    """What to do about a name that no bundled file has: the file for that model type, or the nearest names."""
+    wanted = name.removeprefix(PREFIX)
+    if wanted in _files_by_type():
+        return f"models of type `{wanted}` have the bundled file `{_files_by_type()[wanted]}`"
     remedy = "give a path such as ./base.yaml, or one of the names that `rulequant rules` lists"
-    return did_you_mean(name.removeprefix(PREFIX), bundled_names()) or remedy
+    return did_you_mean(wanted, bundled_names()) or remedy
+
+
+@cache
+def _files_by_type() -> dict[str, str]:
+    loader, found = Loader(), dict[str, str]()
+    for name in bundled_names():
+        loaded = loader.load_named(f"{PREFIX}{name}")
+        found |= dict.fromkeys(loaded.content.models if loaded else (), name)
+    return found

@@ -110,8 +110,8 @@ def test_missing_parent(here: Path) -> None:
 
 
 def test_unknown_bundled_parent(here: Path) -> None:
-    """The nearest bundled name is suggested, or else what may stand there."""
-    write(here, a="extends: casual_lm\n", b="extends: [zzz]\n", c="extends: bundled:lama\n")
+    """The file for a model type of that name or the nearest bundled name is suggested, or else what may stand there."""
+    write(here, a="extends: casual_lm\n", b="extends: [zzz]\n", c="extends: bundled:lama\n", d="extends: olmo3\n")
     assert problems("a.yaml") == [
         "a.yaml:2:10: RQ302 error: `extends`: no bundled rule file is called `casual_lm`; did you mean `causal_lm`?"
     ]
@@ -123,6 +123,12 @@ def test_unknown_bundled_parent(here: Path) -> None:
     ]
     assert problems("c.yaml") == [
         "c.yaml:2:10: RQ302 error: `extends`: no bundled rule file is called `bundled:lama`; did you mean `llama`?"
+    ]
+    assert problems("d.yaml") == [
+        (
+            "d.yaml:2:10: RQ302 error: `extends`: no bundled rule file is called `olmo3`; "
+            "models of type `olmo3` have the bundled file `olmo2`"
+        )
     ]
 
 

@@ -244,8 +244,8 @@ def _note_default(inventory: Inventory, task: Task) -> None:
 
 
 def _check_rules_name(rules: str) -> None:
-    from rulequant.bundled import PREFIX, bundled_names, bundled_path
-    from rulequant.diagnostics import did_you_mean
+    from rulequant.bundled import PREFIX, bundled_path
+    from rulequant.loader import bundled_remedy
 
     if os.path.exists(rules) or bundled_path(rules.removeprefix(PREFIX)):  # noqa: PTH110
         return
@@ -253,8 +253,4 @@ def _check_rules_name(rules: str) -> None:
         raise UsageError(
             f"{rules}: no such rule file", remedy=_near_files(Path(rules), "`rulequant rules` lists the bundled ones")
         )
-    near = did_you_mean(rules, bundled_names())
-    raise UsageError(
-        f"`{rules}` is neither a rule file nor the name of a bundled one",
-        remedy=near or f"`rulequant rules` lists the {len(bundled_names())} bundled ones",
-    )
+    raise UsageError(f"`{rules}` is neither a rule file nor the name of a bundled one", remedy=bundled_remedy(rules))
