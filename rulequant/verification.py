@@ -140,6 +140,10 @@ class Verified:
     """Of the packages that made it."""
     plan: Plan | None = None
     """The plan in it, once it is known to be for its model."""
+    in_pipeline: bool = False
+    """Whether it is a component, whose files the manifest of the pipeline lists."""
+    loader: str = "transformers"
+    """What makes its layers of config.json."""
     called: bool = False
     """Whether it holds the model of a callable, without config.json."""
     container: str | None = None

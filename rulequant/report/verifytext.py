@@ -49,6 +49,8 @@ def _problems(found: Verified, codes: frozenset[str]) -> list[Diagnostic]:
 
 
 def _files(found: Verified) -> str:
+    if found.in_pipeline:
+        return "among those of the pipeline"
     if not found.files:
         return "not compared: there is no manifest to go by"
     what = "sizes compared, nothing hashed" if found.quick else "hashed"
@@ -72,9 +74,9 @@ def _layers(found: Verified) -> str:
         return "not checked, since something before could not be read"
     facts, bad = found.plan.summary, _problems(found, _LAYERS)
     if bad:
-        return f"{count(len(bad), 'layer')} that transformers would make otherwise than planned"
+        return f"{count(len(bad), 'layer')} that {found.loader} would make otherwise than planned"
     return (
-        f"{facts['quantized']:,} of {facts['modules']:,} modules quantized when transformers loads it "
+        f"{facts['quantized']:,} of {facts['modules']:,} modules quantized when {found.loader} loads it "
         f"({printable(found.container)}), as planned"
     )
 

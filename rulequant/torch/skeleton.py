@@ -149,11 +149,19 @@ def build_skeleton(
 
 def _from_component(model: str, folder: Path, config: dict[str, Any]) -> Skeleton:
     """A model of diffusers, in the dtype of its first float tensor, as its loader does where it is told no other."""
-    dtypes = stored_dtypes(folder)
-    dtype = next(iter(dtypes.values()), torch.float32)
-    with _building(model, dtype), torch.device("meta"):
-        built = build_component(model, config)
+    stored = stored_dtypes(folder)
+    built = _build_component(model, config, torch.float32)
+    # Beside an encoded weight there are floats that are none of the model's.
+    dtypes = {name: stored[name] for name in built.state_dict() if name in stored}
+    dtype = next((each for name, each in stored.items() if name in dtypes), torch.float32)
+    if dtype != torch.float32:
+        built = _build_component(model, config, dtype)
     return Skeleton(model, built.eval(), dtype, folder, dtypes=dtypes)
+
+
+def _build_component(model: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    with _building(model, dtype), torch.device("meta"):
+        return build_component(model, config)
 
 
 def _open_hub(model: str, *, revision: str | None, token: str | bool | None) -> HubModel:

@@ -221,3 +221,24 @@ def test_the_command_line(
     )
     assert run(["apply", str(transformer), "--plan", "plan.json", "-o", "out"]) == 0
     assert "container        bitsandbytes, which diffusers loads as it is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_verify(transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], double_quant: bool) -> None:
+    """The layers are those that diffusers' own code makes; floats beside packed weights are not taken for weights."""
+    rules = {
+        "version": 1,
+        "schemes": {"nf4": {"method": "bnb_4bit", "double_quant": double_quant}},
+        "scheme": "nf4",
+        "skip_modules": ["proj_out", "**.proj_out"],
+    }
+    rulequant.torch.apply_checkpoint(transformer, rules, tmp_path / "out")
+    assert build_skeleton(str(tmp_path / "out")).dtype == torch.bfloat16
+    assert run(["verify", str(tmp_path / "out"), "--against", str(transformer)]) == 0
+    assert "when diffusers loads it" in capsys.readouterr().out
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["llm_int8_skip_modules"] = ["proj_out", "x_embedder"]
+    path.write_text(json.dumps(config))
+    assert run(["verify", str(tmp_path / "out")]) == 1
+    assert "diffusers would make Linear of `x_embedder`, the plan says Linear4bit" in capsys.readouterr().out

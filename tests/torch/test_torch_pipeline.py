@@ -268,3 +268,22 @@ def test_a_plan_is_for_one_model(saved: Path) -> None:
     plan = plan_pipeline(pipeline, rulequant.load_rules("flux.yaml")).components["transformer"]
     with pytest.raises(UsageError, match="is a pipeline, and a plan is for one model"):
         rulequant.torch.apply_checkpoint(saved, plan, "out")
+
+
+def test_verify(saved: Path, capsys: Capture) -> None:
+    """All files, and each component by its plan and against its original; a changed byte is found, wherever it is."""
+    assert run(["apply", str(saved), "flux.yaml", "-o", "out", "-q"]) == 0
+    assert run(["verify", "out", "--against", str(saved), "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert set(data["components"]) == {"text_encoder_2", "transformer"}
+    assert run(["verify", "out"]) == 0
+    text = capsys.readouterr().out
+    assert "component transformer\noutput   out/transformer\n" in text
+    assert "23 of 42 modules quantized when diffusers loads it (bitsandbytes), as planned" in text
+    for file in ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        data = bytearray(Path("out", file).read_bytes())
+        data[-1] ^= 1
+        Path("out", file).write_bytes(data)
+        assert run(["verify", "out", "--format", "json"]) == 1
+        found = json.loads(capsys.readouterr().out)
+        assert file in {each["value"] for each in found["diagnostics"]}

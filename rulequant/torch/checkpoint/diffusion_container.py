@@ -15,7 +15,7 @@ from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.checkpoint.container import Container, check_quantizes, stock_settings
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["diffusers_container"]
+__all__ = ["as_diffusers_loads", "diffusers_container"]
 
 _REMEDY = "change the rules: diffusers loads 4-bit or int8 layers of bitsandbytes, one kind in each component"
 
@@ -64,13 +64,20 @@ def _example(plan: Plan, scheme: str) -> str:
 
 
 def _disputed(model: nn.Module, names: set[str], settings: dict[str, Any]) -> str | None:
-    """A module about which diffusers would decide otherwise: its own code is run on a copy of the skeleton."""
+    """A module about which diffusers would decide otherwise."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    loaded = as_diffusers_loads(copy.deepcopy(model), settings)
+    theirs = {name for name, each in loaded.named_modules() if isinstance(each, Linear4bit | Linear8bitLt)}
+    return min(theirs ^ names, default=None)
+
+
+def as_diffusers_loads(model: nn.Module, settings: dict[str, Any]) -> nn.Module:
+    """The layers that diffusers' own code makes of a model on meta and a `quantization_config`; in place."""
     from diffusers.quantizers.bitsandbytes.utils import replace_with_bnb_linear
     from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
     config = BitsAndBytesConfig.from_dict(dict(settings))
-    skip = [*settings["llm_int8_skip_modules"], *(getattr(model, "_keep_in_fp32_modules", None) or ())]
-    loaded = replace_with_bnb_linear(copy.deepcopy(model), modules_to_not_convert=skip, quantization_config=config)
-    theirs = {name for name, each in loaded.named_modules() if isinstance(each, Linear4bit | Linear8bitLt)}
-    return min(theirs ^ names, default=None)
+    skip = [*(settings.get("llm_int8_skip_modules") or ()), *(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    found: nn.Module = replace_with_bnb_linear(model, modules_to_not_convert=skip, quantization_config=config)
+    return found

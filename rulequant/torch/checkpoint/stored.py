@@ -59,7 +59,8 @@ def stored_tensors(entries: Mapping[str, TensorEntry], skeleton: Skeleton, plan:
     groups = _by_source_key(entries, plan, inventory)
     apart = _taken_apart(groups, inventory) if plan.container == "bitsandbytes" else {}
     known = dict.fromkeys(apart.get(key, key) for key in groups)
-    keys = _own_keys(skeleton, known) if skeleton.in_memory else map_keys(skeleton, known)
+    own_names = skeleton.in_memory or skeleton.dtypes is not None
+    keys = _own_keys(skeleton, known) if own_names else map_keys(skeleton, known)
     found = []
     for key, target in keys.targets.items():
         info, scheme = encoding_of(target, plan, inventory)
@@ -97,7 +98,7 @@ def _parts(
 
 
 def _own_keys(skeleton: Skeleton, keys: Collection[str]) -> KeyMap:
-    """Each tensor of a model that a callable returned, under its own name, and once where names share it."""
+    """Each tensor of a model of diffusers, or of a callable, under its own name, and once where names share it."""
     names = {id(each): name for name, each in reversed(skeleton.tensors.items())}.values()
     for name in sorted({*keys} ^ {*names}):
         where = "is in no shard" if name not in keys else f"is nothing that {type(skeleton.model).__name__} has"

@@ -14,6 +14,7 @@ from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
 from rulequant.torch.checkpoint.files import open_regular, printable
+from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.reader import CheckpointReader
@@ -31,10 +32,11 @@ from rulequant.torch.checkpoint.verify.contents import (
 from rulequant.torch.checkpoint.verify.files import check_files
 from rulequant.torch.checkpoint.verify.layers import check_layers, prepare_layers
 from rulequant.torch.checkpoint.verify.original import compare
+from rulequant.torch.diffusion import STEM
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 from rulequant.verification import Verified
 
-__all__ = ["Progress", "verify_folder"]
+__all__ = ["Progress", "verify_folder", "verify_pipeline"]
 
 T = TypeVar("T")
 
@@ -73,30 +75,33 @@ def verify_folder(
     against: str | None = None,
     quick: bool = False,
     trust_remote_code: bool = False,
+    in_pipeline: bool = False,
     progress: Progress | None = None,
 ) -> Verified:
     """Check an output of apply: files, tensors, layers; and against the original, how close each weight is.
 
     Whatever is wrong with the output is in `Verified.diagnostics`. `quick` compares sizes and headers, and hashes
-    nothing. Memory does not grow with the checkpoint: files are hashed and weights decoded in pieces.
+    nothing. A component `in_pipeline` has no manifest of its own. Memory does not grow with the checkpoint: files are
+    hashed and weights decoded in pieces.
 
     Raises:
         CheckpointError: the folder is no finished output, or the original cannot be read.
         ModelError: the original is no model with weights that can be built.
         UsageError: the original is another model than the plan of the output is for.
     """
-    _require_output(folder)
-    found = Verified(str(folder), quick=quick, against=against)
+    if not in_pipeline:
+        _require_output(folder)
+    found = Verified(str(folder), quick=quick, against=against, in_pipeline=in_pipeline)
     with ExitStack() as stack:
         original = _open_original(against, stack, trust_remote_code=trust_remote_code) if against else None
-        manifest = _manifest(found)
+        manifest = None if in_pipeline else _manifest(found)
         planned = _attempt(found, lambda: _check_plan(found, manifest, trust_remote_code=trust_remote_code))
         if original and planned:
             check_same_model(planned.plan, original.skeleton.inventory())
             planned = planned if planned.skeleton else _Planned(original.skeleton, planned.plan)
         if manifest:
             _check_files(found, manifest, progress)
-        reader = _attempt(found, lambda: stack.enter_context(CheckpointReader.open(folder)))
+        reader = _attempt(found, lambda: stack.enter_context(CheckpointReader.open(folder, _stem(planned))))
         if planned is None:
             return found
         if not found.called:
@@ -107,6 +112,44 @@ def verify_folder(
         if original and as_planned:
             _compare(found, reader, planned.plan, original, progress)
     return found
+
+
+def verify_pipeline(
+    folder: Path,
+    *,
+    against: str | None = None,
+    quick: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Verified, dict[str, Verified]]:
+    """Check an output of apply for a pipeline: all of its files, and each component that was quantized.
+
+    Raises as `verify_folder`.
+    """
+    _require_output(folder)
+    whole = Verified(str(folder), quick=quick, against=against)
+    manifest = _manifest(whole)
+    if manifest is None:
+        return whole, {}
+    _check_files(whole, manifest, progress)
+    names = [each.split("/")[0] for each in manifest.files if each.count("/") == 1 and each.endswith(f"/{PLAN_NAME}")]
+    return whole, {
+        name: verify_folder(
+            folder / name,
+            against=str(Path(against, name)) if against else None,
+            quick=quick,
+            trust_remote_code=trust_remote_code,
+            in_pipeline=True,
+            progress=progress,
+        )
+        for name in names
+    }
+
+
+def _stem(planned: _Planned | None) -> str:
+    """What the names of the weights begin with: of a model of diffusers something else."""
+    of_diffusers = planned is not None and planned.skeleton is not None and planned.skeleton.dtypes is not None
+    return STEM if of_diffusers else MODEL_STEM
 
 
 def _require_output(folder: Path) -> None:
@@ -186,7 +229,11 @@ def _record_findings(folder: Path, plan: Plan, manifest: Manifest) -> list[Diagn
 def _check_layers(found: Verified, planned: _Planned, *, trust_remote_code: bool) -> None:
     skeleton = cast(Skeleton, planned.skeleton)
     config: Any = getattr(skeleton.model, "config", None)
-    quantization = getattr(config, "quantization_config", None)
+    of_diffusers = isinstance(config, dict)
+    quantization = (
+        (config or {}).get("quantization_config") if of_diffusers else getattr(config, "quantization_config", None)
+    )
+    found.loader = "transformers" if skeleton.dtypes is None else "diffusers"
     found.container = quantization.get("quant_method") if isinstance(quantization, dict) else None
     prepared = prepare_layers(build_skeleton(found.output, trust_remote_code=trust_remote_code))
     found.diagnostics += check_layers(prepared, skeleton, planned.plan)

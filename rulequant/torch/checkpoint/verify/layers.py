@@ -27,6 +27,8 @@ def prepare_layers(skeleton: Skeleton) -> nn.Module:
     Raises:
         ModelError: the config has no quantization, or one that the installed packages cannot prepare.
     """
+    if skeleton.dtypes is not None:
+        return _prepared_by_diffusers(skeleton)
     from transformers.quantizers import AutoHfQuantizer
 
     import rulequant.torch.transformers  # noqa: F401  registers the method `rulequant`
@@ -43,13 +45,27 @@ def prepare_layers(skeleton: Skeleton) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def _prepared_by_diffusers(skeleton: Skeleton) -> nn.Module:
+    from rulequant.torch.checkpoint.diffusion_container import as_diffusers_loads
+
+    model = cast(Any, skeleton.model)
+    settings = model.config.get("quantization_config")
+    if settings is None:
+        raise ModelError("config.json has no `quantization_config`, so its model would load with plain layers")
+    try:
+        return as_diffusers_loads(model, settings)
+    except Exception as error:  # whatever diffusers raises for what it does not know
+        raise ModelError(f"diffusers cannot prepare the layers of config.json: {error}") from error
+
+
 def check_layers(prepared: nn.Module, plain: Skeleton, plan: Plan) -> Iterator[Diagnostic]:
     """The modules of which a loader would make another layer than the plan says."""
     modules = dict(prepared.named_modules())
+    loader = "transformers" if plain.dtypes is None else "diffusers"
     for name, wanted in _wanted(plain, plan):
         found = modules.get(name)
         if found is None or _describe(found) != _describe(wanted):
-            text = f"transformers would make {_words(found)} of `{printable(name)}`, the plan says {_words(wanted)}"
+            text = f"{loader} would make {_words(found)} of `{printable(name)}`, the plan says {_words(wanted)}"
             yield Diagnostic("RQ536", text, value=name, remedy="make the output again with `rulequant apply`")
 
 
