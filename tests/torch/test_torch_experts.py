@@ -20,7 +20,7 @@ from rulequant.schemes import Bnb4bit
 from rulequant.torch import apply, plan
 from rulequant.torch.checkpoint.apply import apply_to_folder
 from rulequant.torch.experts import ExpertWeights, expert_parameters
-from rulequant.torch.factories import NotFiniteError, factory_for
+from rulequant.torch.factories import NotFiniteError, decoding, factory_for
 from rulequant.torch.skeleton import build_skeleton
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -144,6 +144,20 @@ class OddExperts(nn.Module):
 
     def forward(self, states: torch.Tensor, index: int) -> torch.Tensor:
         return states @ self.fused[index]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_large_experts_are_decoded_in_parts(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert that is decoded into lent memory part by part is the one of the whole tensor, and two stay apart."""
+    monkeypatch.setattr(decoding, "_ALLOCATED", 0)
+    monkeypatch.setattr(decoding, "_VALUES_AT_A_TIME", 1 << 10)
+    monkeypatch.setattr(decoding, "_INT8_AT_A_TIME", 1 << 10)
+    model = build_moe("mixtral")
+    made = apply(model, moe_rules(**SCHEMES[scheme]))
+    weights: Any = model.model.layers[0].mlp.experts.gate_up_proj
+    decoded = [weights[index] for index in range(weights.shape[0])]
+    whole = factory_for(made.schemes["it"].method).decode(dict(weights.state_dict()), "experts")
+    assert torch.stack(decoded).equal(whole.to(torch.bfloat16))
 
 
 def test_not_finite_expert_is_named() -> None:

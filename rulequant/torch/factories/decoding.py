@@ -9,12 +9,20 @@ import torch
 from bitsandbytes import functional
 from torch import Tensor
 
+from rulequant.torch.factories.buffers import lent
 from rulequant.torch.kernels.tables import quant_map
 
-__all__ = ["absmax_of", "dequantize", "dequantize_blocks", "dequantize_rows"]
+__all__ = ["absmax_of", "dequantize", "dequantize_blocks", "dequantize_int8", "dequantize_rows"]
 
-_VALUES_AT_A_TIME = 1 << 20
+_VALUES_AT_A_TIME = 1 << 18
 """What is decoded at a time beside the result."""
+_ALLOCATED = 32 << 20
+"""Bytes up to which glibc gives memory that was freed again without page faults, so that none is lent.
+
+https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html, glibc.malloc.mmap_threshold
+"""
+_INT8_AT_A_TIME = 1 << 17
+"""Values of which the float32 steps between stay in the cache."""
 _COMPILED_BLOCKSIZE = 2048
 """From here on bitsandbytes (0.50) leaves its CPU kernel for `torch.compile`, where the CPU has AVX-512."""
 
@@ -26,34 +34,45 @@ def dequantize(packed: Tensor, state: functional.QuantState) -> Tensor:
     flat, count = packed.reshape(-1).view(torch.uint8), state.shape.numel()
     whole = count // state.blocksize
     absmax = absmax_of(state, slice(0, -(-count // state.blocksize)))
-    values = dequantize_blocks(flat[: whole * state.blocksize // 2], absmax[:whole], state)
+    values = dequantize_blocks(flat[: whole * state.blocksize // 2], absmax[:whole], state, state.dtype)
     if whole < len(absmax):
         last = _pair_values(state.quant_type).index_select(0, flat[whole * state.blocksize // 2 :].int()).view(-1)
         values = torch.cat((values, (last[: count - len(values)] * absmax[whole]).to(state.dtype)))
     return values.reshape(state.shape)
 
 
-def dequantize_blocks(packed: Tensor, absmax: Tensor, state: functional.QuantState) -> Tensor:
-    """The values of whole blocks, flat, from their packed bytes U8 and absmax F32, both flat and contiguous."""
-    if packed.device.type == "cpu" and state.blocksize >= _COMPILED_BLOCKSIZE:
-        return _by_table(packed, absmax, state)
-    # A row for each block: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks.
+def dequantize_blocks(
+    packed: Tensor, absmax: Tensor, state: functional.QuantState, dtype: torch.dtype, *, lend: bool = False
+) -> Tensor:
+    """The values of whole blocks, flat, from their packed bytes U8 and absmax F32, both flat and contiguous.
+
+    `lend` is for what is used once and let go.
+    """
+    count = 2 * packed.numel()
+    if packed.device.type != "cpu" or (count * dtype.itemsize <= _ALLOCATED and state.blocksize < _COMPILED_BLOCKSIZE):
+        return _by_kernel(packed, absmax, state, dtype)
+    decode = _by_kernel if state.blocksize < _COMPILED_BLOCKSIZE else _by_table
+    out = lent((count,), dtype) if lend else torch.empty(count, dtype=dtype)
+    step = max(1, _VALUES_AT_A_TIME // state.blocksize)
+    for first in range(0, len(absmax), step):
+        start, stop = (block * state.blocksize for block in (first, min(first + step, len(absmax))))
+        out[start:stop] = decode(packed[start // 2 : stop // 2], absmax[first : first + step], state, dtype)
+    return out
+
+
+def _by_kernel(packed: Tensor, absmax: Tensor, state: functional.QuantState, dtype: torch.dtype) -> Tensor:
+    # A row for each block: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks, and shares out
+    # rows among its threads.
     shape = (len(absmax), state.blocksize)
     decode = torch.ops.bitsandbytes.dequantize_4bit.default
-    values = decode(packed.unsqueeze(1), absmax, state.blocksize, state.quant_type, shape, state.dtype)
+    values = decode(packed.unsqueeze(1), absmax, state.blocksize, state.quant_type, shape, dtype)
     return cast(Tensor, values).reshape(-1)
 
 
-def _by_table(packed: Tensor, absmax: Tensor, state: functional.QuantState) -> Tensor:
-    """The same on a CPU, for blocks that bitsandbytes decodes by code that it compiles anew for each shape."""
-    out = torch.empty((len(absmax), state.blocksize), dtype=state.dtype)
-    step = max(1, _VALUES_AT_A_TIME // state.blocksize)
-    pairs = packed.view(-1, state.blocksize // 2)
-    for start in range(0, len(absmax), step):
-        taken = pairs[start : start + step]
-        values = _pair_values(state.quant_type).index_select(0, taken.reshape(-1).int())
-        out[start : start + step] = values.view(len(taken), state.blocksize) * absmax[start : start + step].unsqueeze(1)
-    return out.view(-1)
+def _by_table(packed: Tensor, absmax: Tensor, state: functional.QuantState, dtype: torch.dtype) -> Tensor:
+    """The same for blocks that bitsandbytes decodes by code that it compiles anew for each shape."""
+    values = _pair_values(state.quant_type).index_select(0, packed.int()).view(-1, state.blocksize)
+    return (values * absmax.unsqueeze(1)).to(dtype).view(-1)
 
 
 @cache
@@ -63,16 +82,38 @@ def _pair_values(quant_type: str) -> Tensor:
     return torch.stack((code[byte >> 4], code[byte & 15]), dim=1)
 
 
+def dequantize_int8(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """value * (scale / 127), computed in float32, of values I8 [rows, columns] and scales F32 [rows].
+
+    The result is for what is used once and let go.
+    """
+    factors = (scales / 127.0).unsqueeze(1)
+    if values.device.type != "cpu":
+        return (values.float() * factors).to(dtype)
+    rows, columns = values.shape
+    step = max(1, _INT8_AT_A_TIME // max(1, columns))
+    out, wide = lent((rows, columns), dtype), torch.empty((min(step, rows), columns), dtype=torch.float32)
+    for start in range(0, rows, step):
+        part = wide[: min(step, rows - start)].copy_(values[start : start + step])
+        out[start : start + step] = part.mul_(factors[start : start + step])
+    return out
+
+
 def absmax_of(state: functional.QuantState, blocks: slice | Tensor) -> Tensor:
     """The absmax values of some blocks, float32; with double quantization decoded from the second level."""
     if not state.nested:
         return cast(Tensor, state.absmax[blocks])
     nested = state.state2
-    if isinstance(blocks, slice):
-        places = torch.arange(blocks.start, blocks.stop, device=state.absmax.device) // nested.blocksize
-    else:
+    if isinstance(blocks, Tensor):
         places = blocks // nested.blocksize
-    return cast(Tensor, nested.code[state.absmax[blocks].long()] * nested.absmax[places] + state.offset)
+        return cast(Tensor, nested.code[state.absmax[blocks].long()] * nested.absmax[places] + state.offset)
+    # From the start of a nested block on, of which bitsandbytes' kernel knows whole ones and a short last.
+    first = blocks.start // nested.blocksize
+    last = -(-blocks.stop // nested.blocksize)
+    codes, scales = state.absmax[first * nested.blocksize : blocks.stop], nested.absmax[first:last]
+    decode = torch.ops.bitsandbytes.dequantize_blockwise.default
+    values = decode(codes, scales, nested.code, nested.blocksize, torch.float32)
+    return cast(Tensor, values[blocks.start - first * nested.blocksize :] + state.offset)
 
 
 def dequantize_rows(packed: Tensor, state: functional.QuantState, rows: Tensor) -> Tensor:
@@ -114,4 +155,4 @@ def _blocks(packed: Tensor, state: functional.QuantState, blocks: Tensor) -> Ten
         taken = flat.new_zeros(len(blocks), size)
     tail = flat[whole * size :]
     taken[blocks == whole, : len(tail)] = tail
-    return dequantize_blocks(taken.reshape(-1), absmax_of(state, blocks), state)
+    return dequantize_blocks(taken.reshape(-1), absmax_of(state, blocks), state, state.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rulequant.schemes import Bnb4bit
 from rulequant.torch.experts import ExpertWeights
-from rulequant.torch.factories.decoding import absmax_of
+from rulequant.torch.factories.decoding import absmax_of, dequantize_blocks, dequantize_int8
 
 __all__ = ["Experts4bit", "Experts8bit"]
 
@@ -42,18 +42,9 @@ class Experts4bit(ExpertWeights):
             raise IndexError(f"expert {index} of {experts}")
         count = rows * columns
         start = (index % experts) * count
-        packed = self.weight.data.reshape(-1)[start // 2 : (start + count) // 2].reshape(-1, 1)
+        packed = self.weight.data.reshape(-1)[start // 2 : (start + count) // 2]
         absmax = absmax_of(state, slice(start // state.blocksize, (start + count) // state.blocksize))
-        own = functional.QuantState(
-            absmax=absmax,
-            # As one row: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks.
-            shape=torch.Size((1, count)),
-            dtype=self.dtype,
-            blocksize=state.blocksize,
-            code=state.code,
-            quant_type=state.quant_type,
-        )
-        return cast(Tensor, functional.dequantize_4bit(packed, own)).reshape(rows, columns)
+        return dequantize_blocks(packed, absmax, state, self.dtype, lend=True).view(rows, columns)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -75,8 +66,7 @@ class Experts8bit(ExpertWeights):
 
     def expert(self, index: int) -> Tensor:
         """Dequantize one expert, [rows, columns]: value * scale / 127."""
-        scales = cast(Tensor, self.SCB)[index] / 127.0
-        return (self.weight[index].float() * scales.unsqueeze(-1)).to(self.dtype)
+        return dequantize_int8(self.weight.data[index], cast(Tensor, self.SCB)[index], self.dtype)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
