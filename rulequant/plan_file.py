@@ -14,7 +14,7 @@ from rulequant.plan import FORMAT_VERSION, Decision, Plan
 from rulequant.predicate import Reason
 from rulequant.schemes import Scheme, scheme_class
 
-__all__ = ["Count", "Part", "Share", "first_problem", "load_plan", "read_scheme"]
+__all__ = ["Count", "Part", "Share", "first_problem", "load_plan", "read_plan", "read_scheme"]
 
 _REMEDY = "make it anew with `rulequant plan MODEL RULES -o FILE`"
 Count = Annotated[int, Field(ge=0)]
@@ -88,7 +88,12 @@ class _PlanFile(Part):
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan that `rulequant plan -o FILE` wrote.
+    """Read a plan that `rulequant plan -o FILE` wrote; as `read_plan`."""
+    return read_plan(path)[0]
+
+
+def read_plan(path: Path) -> tuple[Plan, dict[str, Any] | None]:
+    """Read a plan that `rulequant plan -o FILE` wrote, and what was saved with it of its checkpoint, unchecked.
 
     Raises:
         UsageError: the file cannot be read, is no plan of this version, was changed since, or had findings with
@@ -106,11 +111,13 @@ def load_plan(path: Path) -> Plan:
     if version != FORMAT_VERSION:
         raise UsageError(f"{path}: plan format {version!r}; this rulequant reads {FORMAT_VERSION}", remedy=_REMEDY)
     try:
-        return _checked(_PlanFile.model_validate(data))
+        plan = _checked(_PlanFile.model_validate(data))
     except ValidationError as error:
         raise UsageError(f"{path} is not a valid plan: {first_problem(error)}", remedy=_REMEDY) from error
     except ValueError as error:
         raise UsageError(f"{path} is not a valid plan: {error}", remedy=_REMEDY) from error
+    section = data.get("checkpoint")
+    return plan, section if isinstance(section, dict) else None
 
 
 def first_problem(error: ValidationError) -> str:

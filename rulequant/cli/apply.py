@@ -7,7 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -107,10 +107,10 @@ def command(
     began = time.monotonic()
     try:
         with stops_cleanly():
+            plan, checkpoint = _saved_plan(plan_file) if plan_file else (None, None)
             request = Request(
-                model, rules, _saved_plan(plan_file) if plan_file else None, output, container, max_shard_size, quiet,
-                trust_remote_code, revision,
-            )  # fmt: skip
+                model, rules, plan, checkpoint, output, container, max_shard_size, quiet, trust_remote_code, revision
+            )
             applied, seen = _apply(request, workers, memory, restart=restart)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
@@ -194,15 +194,19 @@ def _by_itself(model: str) -> bool:
 
 
 def _apply_elsewhere(request: Request, workers: int, write: Write) -> tuple[Applied, int]:
-    from rulequant.cli.jobs import job_elsewhere
+    from rulequant.cli.jobs import job_elsewhere, job_of_survey, survey_saved
     from rulequant.torch.checkpoint.crew import Crew
     from rulequant.torch.checkpoint.place import check_output
     from rulequant.torch.checkpoint.reader import CheckpointReader
 
     folder = Path(request.model)
     check_output(request.output, folder)
-    with Crew(workers, guest=True) as crew:
-        job = crew.call(job_elsewhere, request)
+    survey = survey_saved(request)
+    with Crew(workers, guest=survey is None) as crew:
+        if survey and request.plan:
+            job = job_of_survey(request, request.plan, survey, crew.threads)
+        else:
+            job = crew.call(job_elsewhere, request)
         with CheckpointReader.attach(folder, job.fingerprint) as reader:
             return write(job, reader, crew.executor), crew.footprint.peak
 
@@ -235,7 +239,7 @@ def _write(
         )
 
 
-def _saved_plan(path: Path) -> Plan:
-    from rulequant.plan_file import load_plan
+def _saved_plan(path: Path) -> tuple[Plan, dict[str, Any] | None]:
+    from rulequant.plan_file import read_plan
 
-    return load_plan(path)
+    return read_plan(path)

@@ -156,7 +156,7 @@ def require_extra(what: str) -> None:
     Raises:
         MissingExtraError: so it is.
     """
-    missing = [each for each in sorted(EXTRA - {"rich"}) if not _is_installed(each)]
+    missing = [each for each in ("torch", *sorted(EXTRA - {"rich"})) if not _is_installed(each)]
     if missing:
         raise MissingExtraError(f"{what} needs {missing[0]}, which is not installed", remedy=INSTALL)
 

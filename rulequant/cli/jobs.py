@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rulequant.cli import terminal
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rulequant.containers import ContainerName
     from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
-    from rulequant.torch.checkpoint.job import Job
+    from rulequant.torch.checkpoint.job import Job, Survey
     from rulequant.torch.checkpoint.sources import Source
     from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["Request", "job_elsewhere", "job_here"]
+__all__ = ["Request", "job_elsewhere", "job_here", "job_of_survey", "survey_saved"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,58 @@ class Request:
     rules: str | None
     plan: Plan | None
     """In place of rules."""
+    checkpoint: dict[str, Any] | None
+    """What was saved with the plan of its checkpoint."""
     output: Path
     container: ContainerName
     max_shard_bytes: int
     quiet: bool
     trust_remote_code: bool
     revision: str | None
+
+
+def survey_saved(request: Request) -> Survey | None:
+    """What the plan file tells of the checkpoint; None where the library has to be asked.
+
+    Raises:
+        CheckpointError: the folder cannot be trusted.
+        UsageError: the file was edited.
+    """
+    if request.plan is None or request.checkpoint is None or not Path(request.model).is_dir():
+        return None
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.saved import saved_survey
+    from rulequant.torch.checkpoint.sidefiles import source_config
+
+    source_config(Path(request.model))
+    with CheckpointReader.open(Path(request.model)) as reader:
+        survey = saved_survey(request.checkpoint, reader, request.plan)
+    return survey if survey and request.container in ("auto", survey.quant_method) else None
+
+
+def job_of_survey(request: Request, plan: Plan, survey: Survey, mean_threads: int) -> Job:
+    """The job of a plan file that tells enough of the checkpoint; no torch is imported."""
+    from rulequant.torch.checkpoint.job import make_job
+    from rulequant.torch.checkpoint.origin import argument_of, origin_of
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.sidefiles import source_config
+
+    folder = Path(request.model)
+    origin = origin_of(folder)
+    with CheckpointReader.open(folder) as reader:
+        return make_job(
+            survey,
+            reader,
+            plan,
+            source=folder,
+            rules=None,
+            asked=request.container,
+            config=source_config(folder),
+            model=argument_of(folder, request.model, origin),
+            origin=origin,
+            max_shard_bytes=request.max_shard_bytes,
+            mean_threads=mean_threads,
+        )
 
 
 def job_elsewhere(request: Request) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rulequant.inventory import Inventory
     from rulequant.lock_file import Lock
     from rulequant.plan import Plan
+    from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["command", "is_plan_file"]
 
@@ -63,7 +64,7 @@ def command(
 
     Exits 1 if the rules do not fit the model, or if --check finds a difference.
     """
-    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
+    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules, read_skeleton
     from rulequant.planner import make_plan
 
     if is_pipeline(model):
@@ -82,11 +83,17 @@ def command(
     lock = _read_lock(check) if check else None
     if check and lock and rules is None:
         rules = _rules_of(check, lock)
-    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+    skeleton = None
+    if output and Path(model).is_dir():
+        skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
+        inventory = skeleton.inventory()
+    else:
+        inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory, container)
     terminal.problems(warnings)
-    _save(plan, output, html)
+    saved, checkpoint = _with_checkpoint(skeleton, plan, container) if skeleton else (plan, None)
+    _save(saved, output, html, checkpoint)
     if check and lock:
         same = _compare(check, lock, plan, inventory, form=form, every=every)
         click.get_current_context().exit(0 if same and plan.ok else 1)
@@ -137,11 +144,37 @@ def _compare(path: Path, lock: Lock, plan: Plan, inventory: Inventory, *, form: 
     return not found
 
 
-def _save(plan: Plan, output: Path | None, html: Path | None) -> None:
+def _with_checkpoint(skeleton: Skeleton, plan: Plan, container: ContainerName) -> tuple[Plan, dict[str, Any] | None]:
+    """The plan, and what is saved with it of a checkpoint's weights, so that apply need not ask transformers again.
+
+    None for a folder without weights, and for one that cannot be applied: apply says why.
+    """
+    from rulequant.cli.inputs import torch_extra
+    from rulequant.errors import RulequantError
+
+    if not plan.ok or skeleton.folder is None:
+        return plan, None
+    with torch_extra("saving a plan"):
+        from rulequant.torch.checkpoint.prepare import survey_of
+        from rulequant.torch.checkpoint.reader import CheckpointReader
+        from rulequant.torch.checkpoint.saved import section_of
+
+        try:
+            survey, placed = survey_of(skeleton, plan, container)
+            if placed.sha256 != plan.sha256:
+                return plan, None
+            with CheckpointReader.open(skeleton.folder) as reader:
+                return placed, section_of(survey, reader, placed)
+        except RulequantError:
+            return plan, None
+
+
+def _save(plan: Plan, output: Path | None, html: Path | None, checkpoint: dict[str, Any] | None) -> None:
     if output:
         from rulequant.cli.output import write_text
 
-        text = json.dumps(plan.to_dict(), indent=1) + "\n"
+        section = {"checkpoint": checkpoint} if checkpoint else {}
+        text = json.dumps(plan.to_dict() | section, indent=1) + "\n"
         write_text(output, text, replaces=is_plan_file, what="a plan")
     if html:
         from rulequant.cli.output import write_text

@@ -11,13 +11,34 @@ from rulequant.containers import ContainerName
 from rulequant.plan import Plan
 from rulequant.ruleset import RuleSet
 from rulequant.torch.checkpoint.header import TensorEntry
+from rulequant.torch.checkpoint.manifest import own_version, stock_versions
 from rulequant.torch.checkpoint.origin import Origin
-from rulequant.torch.checkpoint.recipe import Recipe
-from rulequant.torch.checkpoint.shards import ShardJob
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.recipe import Recipe, make_recipe
+from rulequant.torch.checkpoint.shards import ShardJob, plan_jobs
+from rulequant.torch.checkpoint.step import Step
 
-__all__ = ["DEFAULT_SHARD_BYTES", "Job"]
+__all__ = ["DEFAULT_SHARD_BYTES", "Job", "Survey", "make_job"]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What only the library of a model can tell of its checkpoint under a plan."""
+
+    quant_method: str
+    quantization: Mapping[str, Any]
+    dtype: str
+    model_class: str | None
+    library: str
+    stem: str
+    loading: str | None
+    steps: tuple[Step, ...]
+    copies: Mapping[str, str]
+    """Source keys that are not written, each with the one that it has to equal."""
+    dropped: Mapping[str, str]
+    """The fields are those of `Job`."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +84,55 @@ class Job:
     mean_threads: int
     """The number of threads with which torch takes the one mean whose last bits depend on it: here, and so in every
     process that works on the job, the number that transformers would take it with on this machine."""
+
+
+def make_job(
+    survey: Survey,
+    reader: CheckpointReader,
+    plan: Plan,
+    *,
+    source: Path | None,
+    rules: RuleSet | None,
+    asked: ContainerName,
+    config: Mapping[str, Any] | None,
+    model: str,
+    origin: Origin | None,
+    max_shard_bytes: int,
+    mean_threads: int,
+) -> Job:
+    """The job of a source that `reader` has open."""
+    shards, fingerprint = tuple(plan_jobs(survey.steps, max_shard_bytes, survey.stem)), reader.fingerprint()
+    recipe = make_recipe(
+        reader.tensors.values(),
+        shards,
+        source=fingerprint,
+        plan_sha256=plan.sha256,
+        rules_sha256=plan.rules_sha256,
+        config={"dtype": survey.dtype, "source": config},
+        container=survey.quant_method,
+        mean_threads=mean_threads,
+        max_shard_bytes=max_shard_bytes,
+        versions={"rulequant": own_version(), **stock_versions()},
+    )
+    return Job(
+        source=source,
+        fingerprint=fingerprint,
+        plan=plan,
+        rules=rules,
+        quant_method=survey.quant_method,
+        quantization=survey.quantization,
+        asked=asked,
+        config=config,
+        dtype=survey.dtype,
+        model_class=survey.model_class,
+        library=survey.library,
+        stem=survey.stem,
+        loading=survey.loading,
+        model=model,
+        origin=origin,
+        recipe=recipe,
+        shards=shards,
+        copies=tuple((reader.entry(copy), reader.entry(kept)) for copy, kept in survey.copies.items()),
+        dropped=survey.dropped,
+        mean_threads=mean_threads,
+    )

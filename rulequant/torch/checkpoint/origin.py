@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Origin", "origin_of"]
+__all__ = ["Origin", "argument_of", "origin_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +29,10 @@ def origin_of(folder: Path) -> Origin | None:
         return None
     organization, separator, name = parts[-3].removeprefix("models--").partition("--")
     return Origin(f"{organization}/{name}" if separator else organization, parts[-1])
+
+
+def argument_of(folder: Path | None, name: str, origin: Origin | None) -> str:
+    """MODEL of the command that makes an output again."""
+    if folder is None:
+        return name
+    return f"{origin.repo_id} --revision {origin.commit}" if origin else "SOURCE"

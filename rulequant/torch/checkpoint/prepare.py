@@ -11,16 +11,15 @@ from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.job import DEFAULT_SHARD_BYTES, Job
-from rulequant.torch.checkpoint.manifest import own_version, stock_versions
-from rulequant.torch.checkpoint.origin import Origin, origin_of
-from rulequant.torch.checkpoint.recipe import make_recipe
-from rulequant.torch.checkpoint.shards import plan_jobs
-from rulequant.torch.checkpoint.sources import Source
+from rulequant.torch.checkpoint.container import Container
+from rulequant.torch.checkpoint.job import DEFAULT_SHARD_BYTES, Job, Survey, make_job
+from rulequant.torch.checkpoint.origin import Origin, argument_of, origin_of
+from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.sources import Source, source_of
 from rulequant.torch.checkpoint.stream import plan_steps
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["check_same_model", "prepare"]
+__all__ = ["check_same_model", "prepare", "survey_of"]
 
 
 def prepare(
@@ -46,47 +45,52 @@ def prepare(
     plan = _plan(rules, inventory)
     kept_rules = rules if isinstance(rules, RuleSet) else _matching(made_with, plan)
     chosen = source.container(plan, _wanted(container, plan), inventory)
-    plan = chosen.plan
-    model_class, origin = type(skeleton.model), _origin(skeleton)
+    plan, origin = chosen.plan, _origin(skeleton)
     with source.open() as reader:
-        keys = source.keys(reader)
-        steps = plan_steps(reader, keys, plan, inventory, skeleton)
-        shards = tuple(plan_jobs(steps, max_shard_bytes, source.stem))
-        fingerprint, dtype = reader.fingerprint(), str(skeleton.dtype).removeprefix("torch.")
-        recipe = make_recipe(
-            reader.tensors.values(),
-            shards,
-            source=fingerprint,
-            plan_sha256=plan.sha256,
-            rules_sha256=plan.rules_sha256,
-            config={"dtype": dtype, "source": config},
-            container=chosen.quant_method,
-            mean_threads=torch.get_num_threads(),
-            max_shard_bytes=max_shard_bytes,
-            versions={"rulequant": own_version(), **stock_versions()},
-        )
-        return Job(
+        return make_job(
+            _survey(skeleton, source, reader, chosen, inventory),
+            reader,
+            plan,
             source=source.folder,
-            fingerprint=fingerprint,
-            plan=plan,
             rules=kept_rules,
-            quant_method=chosen.quant_method,
-            quantization=chosen.config,
             asked=container,
             config=config,
-            dtype=dtype,
-            model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
-            library=source.library,
-            stem=source.stem,
-            loading=source.loading(),
-            model=_argument(skeleton, origin),
+            model=argument_of(source.folder, skeleton.name, origin),
             origin=origin,
-            recipe=recipe,
-            shards=shards,
-            copies=tuple((reader.entry(copy), reader.entry(kept)) for copy, kept in keys.copies.items()),
-            dropped=keys.dropped,
-            mean_threads=recipe.mean_threads,
+            max_shard_bytes=max_shard_bytes,
+            mean_threads=torch.get_num_threads(),
         )
+
+
+def survey_of(skeleton: Skeleton, plan: Plan, container: ContainerName) -> tuple[Survey, Plan]:
+    """What the library of a model tells of its checkpoint under a plan; and the plan with what it finds.
+
+    Raises:
+        RulequantError: as `prepare`.
+    """
+    source, inventory = source_of(skeleton), skeleton.inventory()
+    source.config()
+    chosen = source.container(plan, _wanted(container, plan), inventory)
+    with source.open() as reader:
+        return _survey(skeleton, source, reader, chosen, inventory), chosen.plan
+
+
+def _survey(
+    skeleton: Skeleton, source: Source, reader: CheckpointReader, chosen: Container, inventory: Inventory
+) -> Survey:
+    keys, model_class = source.keys(reader), type(skeleton.model)
+    return Survey(
+        quant_method=chosen.quant_method,
+        quantization=chosen.config,
+        dtype=str(skeleton.dtype).removeprefix("torch."),
+        model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
+        library=source.library,
+        stem=source.stem,
+        loading=source.loading(),
+        steps=tuple(plan_steps(reader, keys, chosen.plan, inventory, skeleton)),
+        copies=keys.copies,
+        dropped=keys.dropped,
+    )
 
 
 def check_same_model(plan: Plan, inventory: Inventory) -> None:
@@ -139,10 +143,3 @@ def _origin(skeleton: Skeleton) -> Origin | None:
     if hub:
         return Origin(hub.repo_id, hub.commit, hub.revision)
     return origin_of(folder) if folder else None
-
-
-def _argument(skeleton: Skeleton, origin: Origin | None) -> str:
-    """MODEL of the command that makes the output again."""
-    if skeleton.folder is None:
-        return skeleton.name
-    return f"{origin.repo_id} --revision {origin.commit}" if origin else "SOURCE"
