@@ -161,6 +161,10 @@ class Staging:
                 return os.open(path, _LOCK_FLAGS, 0o666)
             except FileNotFoundError:
                 return None  # the folder went away with the run that held it
+            except OSError:
+                with suppress(OSError):
+                    self.folder.rmdir()  # which holds nothing, or stays
+                raise
 
     def _lock(self, fd: int) -> None:
         try:
