@@ -185,7 +185,7 @@ def verify(
     Raises:
         CheckpointError: the folder is no output of apply, or the original cannot be read.
         ModelError: the original is no checkpoint folder that transformers can build.
-        UsageError: the original is another model than the plan of the output is for.
+        UsageError: the original is another model than the plan of the output is for; or the output is a pipeline.
     """
     from rulequant.torch.checkpoint.verify.folder import verify_folder
 

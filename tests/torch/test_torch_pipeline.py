@@ -276,6 +276,8 @@ def test_verify(saved: Path, capsys: Capture) -> None:
     assert run(["verify", "out", "--against", str(saved), "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data["components"]) == {"text_encoder_2", "transformer"}
+    with pytest.raises(UsageError, match="out is a pipeline, of several models"):
+        rulequant.torch.verify("out")
     assert run(["verify", "out"]) == 0
     text = capsys.readouterr().out
     assert "component transformer\noutput   out/transformer\n" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from rulequant.diagnostics import Diagnostic
-from rulequant.errors import CheckpointError, RulequantError
+from rulequant.errors import CheckpointError, RulequantError, UsageError
 from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
@@ -32,7 +32,7 @@ from rulequant.torch.checkpoint.verify.contents import (
 from rulequant.torch.checkpoint.verify.files import check_files
 from rulequant.torch.checkpoint.verify.layers import check_layers, prepare_layers
 from rulequant.torch.checkpoint.verify.original import compare
-from rulequant.torch.diffusion import STEM
+from rulequant.torch.diffusion import STEM, is_pipeline
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 from rulequant.verification import Verified
 
@@ -87,10 +87,11 @@ def verify_folder(
     Raises:
         CheckpointError: the folder is no finished output, or the original cannot be read.
         ModelError: the original is no model with weights that can be built.
-        UsageError: the original is another model than the plan of the output is for.
+        UsageError: the original is another model than the plan of the output is for; or the output is a pipeline.
     """
     if not in_pipeline:
         _require_output(folder)
+        _require_one_model(folder)
     found = Verified(str(folder), quick=quick, against=against, in_pipeline=in_pipeline)
     with ExitStack() as stack:
         original = _open_original(against, stack, trust_remote_code=trust_remote_code) if against else None
@@ -158,6 +159,13 @@ def _require_output(folder: Path) -> None:
         raise CheckpointError(f"{printable(folder)}: {what}", remedy="give the folder that `rulequant apply -o` wrote")
     if not os.path.lexists(folder / MANIFEST_NAME):
         load_manifest(folder)  # raises, and says what the folder is not
+
+
+def _require_one_model(folder: Path) -> None:
+    if is_pipeline(folder):
+        raise UsageError(
+            f"{printable(folder)} is a pipeline, of several models", remedy="`rulequant verify OUT` checks all of them"
+        )
 
 
 def _attempt(found: Verified, check: Callable[[], T], *, code: str = "RQ539") -> T | None:
