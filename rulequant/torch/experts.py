@@ -27,12 +27,13 @@ _METADATA = frozenset({"shape", "dtype", "device", "ndim", "size"})
 def expert_parameters(module: nn.Module) -> tuple[str, ...]:
     """The names of a module's fused expert parameters, if its forward takes them one expert at a time; else none.
 
-    They are three-dimensional and agree in the number of experts.
+    They are three-dimensional. They need not agree in the number of experts: LongCat's zero experts, which pass their
+    input on, have rows in one of its two parameters.
     """
-    fused = {name: each for name, each in module._parameters.items() if each is not None and each.ndim == 3}
-    if not fused or len({each.shape[0] for each in fused.values()}) != 1:
+    fused = frozenset(name for name, each in module._parameters.items() if each is not None and each.ndim == 3)
+    if not fused or not _taken_one_by_one(cast(Any, type(module)), fused):
         return ()
-    return tuple(fused) if _taken_one_by_one(cast(Any, type(module)), frozenset(fused)) else ()
+    return tuple(name for name in module._parameters if name in fused)
 
 
 @cache
@@ -61,6 +62,8 @@ def _served(node: ast.AST) -> set[int]:
         return {id(node.value)}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "bmm":
         return {id(each) for each in node.args[1:2]}
+    if isinstance(node, ast.Compare) and all(isinstance(each, ast.Is | ast.IsNot) for each in node.ops):
+        return {id(node.left)}  # `is None`, which neither a parameter nor what replaces it is
     return set()
 
 

@@ -124,7 +124,7 @@ def _put_all(model: nn.Module, values: dict[int, Tensor]) -> None:
 def _attach(layer: nn.Module, name: str, local: str, scheme: Scheme, reader: CheckpointReader) -> set[str]:
     """Give a layer an encoded weight; the names of the tensors that make it up."""
     factory = factory_for(scheme.method)
-    prefix, target = (name, layer) if local == "weight" else (f"{name}.{local}", layer.get_submodule(local))
+    prefix, target = (f"{name}.{local}", layer.get_submodule(local)) if local in layer._modules else (name, layer)
     found = {each: f"{prefix}.{each}" for each in factory.tensor_names if f"{prefix}.{each}" in reader.tensors}
     if "weight" not in found:
         raise CheckpointError(f"{printable(reader.folder)} lacks `{prefix}.weight`, which the plan says is quantized")

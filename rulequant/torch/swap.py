@@ -82,7 +82,8 @@ class _Swap:
     def parts(self) -> Iterator[_Part]:
         """What is encoded: the weight of a layer, or each fused parameter of experts."""
         for name in encoded_names(self.module):
-            target = self.layer if name == "weight" else self.layer.get_submodule(name)
+            # JetMoe's experts call their parameter weight too.
+            target = self.layer.get_submodule(name) if expert_parameters(self.module) else self.layer
             yield _Part(f"{self.name}.{name}", cast(torch.Tensor, getattr(self.module, name)).detach(), target)
 
 

@@ -50,6 +50,49 @@ def test_other_three_dimensional_parameters_are_not() -> None:
     assert not any(expert_parameters(each) for each in model.modules())
 
 
+class UnevenExperts(nn.Module):
+    """As LongCat's: more experts in one parameter than in the other, which may be missing altogether."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.ones(3, 64, 64))
+        self.down = nn.Parameter(torch.ones(2, 64, 64))
+
+    def forward(self, states: torch.Tensor, expert: int) -> torch.Tensor:
+        if expert >= 2 or self.up is None:
+            return states
+        return nn.functional.linear(nn.functional.linear(states, self.up[expert]), self.down[expert])
+
+
+def test_parameters_need_not_agree_in_the_number_of_experts() -> None:
+    """Each parameter is quantized for itself, and the forward passes as it did."""
+    model = nn.ModuleDict({"experts": UnevenExperts()})
+    made = apply(model, moe_rules(method="bnb_4bit"))
+    assert [each.quantize for each in made.decisions] == [True]
+    states = torch.ones(1, 64)
+    assert model["experts"](states, 1).equal(UnevenExperts()(states, 1))
+    assert model["experts"](states, 2).equal(states)
+
+
+class NamedExperts(nn.Module):
+    """As JetMoe's: the fused parameter has the name of a layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 64, 64))
+
+    def forward(self, states: torch.Tensor, expert: int) -> torch.Tensor:
+        return nn.functional.linear(states, self.weight[expert])
+
+
+def test_a_fused_parameter_may_be_called_weight() -> None:
+    """It is quantized as any other, and not taken for the weight of a layer."""
+    model = nn.ModuleDict({"experts": NamedExperts()})
+    assert [each.quantize for each in apply(model, moe_rules(method="bnb_4bit")).decisions] == [True]
+    states = torch.ones(1, 64)
+    assert model["experts"](states, 1).equal(NamedExperts()(states, 1))
+
+
 class WholeExperts(nn.Module):
     """Uses the fused parameter as a whole, which quantized experts cannot serve."""
 
