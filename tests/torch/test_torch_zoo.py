@@ -1,0 +1,44 @@
+"""Every architecture of the installed transformers that its default config makes: planned, and as the page says."""
+
+from __future__ import annotations
+
+import pytest
+from zoo.classes import architectures
+from zoo.page import PAGE, below_line, line, reasons, versions
+from zoo.survey import ENOUGH, survey
+
+pytestmark = pytest.mark.slow
+
+CHUNKS = 8
+"""Parts of the zoo, so that several processes share the work: each class is imported once."""
+LINES = PAGE.read_text(encoding="utf-8").splitlines()
+ROWS = [each for each in LINES if each.startswith("| `")]
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_architecture_is_planned(chunk: int) -> None:
+    """A bundled file is found, plans without an error, and quantizes 90% of the weights of all but those of the table.
+
+    Where the page was made with this version of transformers, it holds exactly these rows.
+    """
+    rows = list(survey(architectures()[chunk::CHUNKS]))
+    assert rows
+    assert {each.model_type: each.errors for each in rows if each.errors} == {}
+    below = {each.model_type: f"{each.share:.0%}; {each.kept}" for each in rows if each.share < ENOUGH}
+    named = {each.model_type for each in rows} & reasons().keys()
+    assert set(below) == named, f"correct tests/zoo/below.json: {below}"
+    if versions() in LINES[2]:
+        expected = [line(each) for each in rows]
+        expected += [below_line(each, reasons()[each.model_type]) for each in rows if each.share < ENOUGH]
+        assert [each for each in expected if each not in LINES] == [], "run: python scripts/architectures.py"
+
+
+def test_table_is_short_and_says_why() -> None:
+    """At most one architecture in twenty is below, each for a reason that the page repeats."""
+    why = reasons()
+    count = len(ROWS) - len(why)  # those below have a second row
+    assert count > 500
+    assert len(why) <= 0.05 * count
+    assert all(why.values())
+    second = {each.split("`")[1]: each.split(" | ")[-1].removesuffix(" |") for each in ROWS[count:]}
+    assert second == why
