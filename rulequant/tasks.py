@@ -27,6 +27,7 @@ TOWERS = frozenset(
         *("vision_tower", "image_tower", "video_tower", "audio_tower", "vision_model", "vision_encoder", "visual"),
         *("image_encoder", "video_model", "audio_model", "audio_encoder", "speech_encoder", "high_res_vision_model"),
         *("acoustic_tokenizer_encoder", "semantic_tokenizer_encoder", "codec_model", "embed_vision", "embed_audio"),
+        "embed_tokens_extend",
     }
 )
 """How models of transformers call the parts that turn images or sound into what a language model reads."""
