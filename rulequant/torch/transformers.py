@@ -10,7 +10,7 @@ A checkpoint with `quant_method: rulequant` in its config.json then loads with p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -134,18 +134,13 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         """The operation that encodes a weight as it comes in."""
         return _Encode(self)
 
-    def get_weight_conversions(self) -> list[WeightConverter]:
-        """For a saved checkpoint: the tensors of one encoded weight become one parameter."""
-        if not self.pre_quantized:
-            return []
-        methods = {each.method for each in self.schemes.values()}
-        names = dict.fromkeys(name for method in sorted(methods) for name in factory_for(method).tensor_names)
-        return [WeightConverter(list(names), "weight", [_Attach(self)])] if names else []
-
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Ours come first: of several converters that match a key the first is taken."""
-        del model
-        return [*self.get_weight_conversions(), *weight_conversions]
+        """For a saved checkpoint: ours come first, since of several converters that match a key the first is taken."""
+        methods = sorted({each.method for each in self.schemes.values()}) if self.pre_quantized else []
+        names = tuple(dict.fromkeys(name for method in methods for name in factory_for(method).tensor_names))
+        if not names:
+            return weight_conversions
+        return [EncodedWeights(self, names, _encoded_keys(model, self.schemes)), *weight_conversions]
 
     def is_serializable(self) -> bool:
         """`save_pretrained` works."""
@@ -215,6 +210,42 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         factory_for(scheme.method).attach(layer, encoded)
         return {"weight": _initialized(layer)}
+
+
+class EncodedWeights(WeightConverter):  # type: ignore[misc]
+    """The tensors of one encoded weight become one parameter; those of weights that are as they were are not touched.
+
+    A converter of the model may be waiting for them: Kimi Linear's makes one convolution of three.
+    """
+
+    def __init__(self, hf_quantizer: RuleQuantizer, names: tuple[str, ...], layers: frozenset[str]) -> None:
+        """`names` are those of tensors inside a layer, `layers` the keys up to there."""
+        super().__init__(list(names), "weight", [_Attach(hf_quantizer)])
+        self.hf_quantizer, self.names, self.layers = hf_quantizer, names, layers
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncodedWeights:
+        """A converter for one more weight; transformers copies one for each."""
+        del memo
+        return EncodedWeights(self.hf_quantizer, self.names, self.layers)
+
+    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
+        """The parameter that a tensor is a part of, and which part; the key alone where it is none."""
+        for name in self.names:
+            layer = source_key.removesuffix(f".{name}")
+            if layer != source_key and layer in self.layers:
+                return f"{layer}.weight", name
+        return source_key, None
+
+
+def _encoded_keys(model: Any, schemes: Mapping[str, Scheme]) -> frozenset[str]:
+    """The names of all encoded weights without `.weight`, with and without the prefix of the base model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    names: set[str] = set()
+    for name in schemes:
+        children = model.get_submodule(name).named_children()
+        fused = [f"{name}.{child}" for child, module in children if isinstance(module, ExpertWeights)]
+        names |= set(fused or [name])
+    return frozenset(form for name in names for form in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"))
 
 
 class PendingExperts:
