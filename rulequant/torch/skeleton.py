@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.diffusion import build_component, is_component, stored_dtypes
 from rulequant.torch.inspect import inspect_model, with_dtypes
 from rulequant.torch.model_config import config_data, load_config, model_class, remote_class
+from rulequant.torch.placement import kept_in_float32
 
 if TYPE_CHECKING:
     from rulequant.torch.hub.source import HubModel
@@ -103,13 +104,7 @@ class Skeleton:
 
     @cached_property
     def _kept_pattern(self) -> re.Pattern[str] | None:
-        get_plan = None if self.in_memory else getattr(self.model, "_get_dtype_plan", None)
-        patterns = list(get_plan(self.dtype)) if get_plan else []
-        if not patterns:
-            return None
-        from transformers.core_model_loading import build_glob_alternation
-
-        return cast(re.Pattern[str], build_glob_alternation(patterns)[0])
+        return None if self.in_memory else kept_in_float32(self.model, self.dtype)
 
 
 def build_skeleton(

@@ -29,6 +29,7 @@ from rulequant.schemes import Scheme
 from rulequant.torch.experts import ExpertWeights, expert_parameters, swap_parameters
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model, kind_of
+from rulequant.torch.placement import check_devices, in_model_dtype
 from rulequant.torch.plain import plain_layer
 from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
 from rulequant.torch.standins import StandIn, refuse_resizing
@@ -55,12 +56,13 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         self.experts: dict[str, PendingExperts] = {}
         """Fused experts that are quantized as their weights come in, by module name."""
 
-    def validate_environment(self, *_: Any, **__: Any) -> None:
-        """A config without rules and without modules has nothing to say.
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """A config without rules and without modules has nothing to say; called again with the map made of `auto`.
 
         Raises:
-            UsageError: so it is.
+            UsageError: so it is, or the map offloads quantized modules.
         """
+        check_devices(device_map, self.schemes)
         if not self.pre_quantized and self.quantization_config.rules is None:
             raise UsageError(
                 "RuleQuantConfig was given no rules", remedy='pass a rule file: RuleQuantConfig("rules.yaml")'
@@ -91,12 +93,13 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
             return param.element_size()
         return 0.5 if scheme.method == "bnb_4bit" else 1.0
 
-    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-        if self.pre_quantized:
-            self.schemes = _saved_schemes(model, self.quantization_config)
-            build_layers(model, self.schemes)
+    def _process_model_before_weight_loading(self, model: Any, device_map: Any = None, **_: Any) -> Any:
+        saved = _saved_schemes(model, self.quantization_config) if self.pre_quantized else None
+        self.schemes = self._planned_schemes(model) if saved is None else saved
+        check_devices(device_map, self.schemes)
+        if saved is not None:
+            build_layers(model, saved)
             return model
-        self.schemes = self._planned_schemes(model)
         # Converters merge the experts of the source into the fused parameter, so that has to be there while loading.
         self.experts = {
             name: PendingExperts(model.get_submodule(name), scheme)
@@ -205,7 +208,8 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         schemes = self.hf_quantizer.schemes
         scheme = schemes.get(name) or schemes.get(name.rpartition(".")[0])
         if scheme is None:
-            return input_dict
+            values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+            return {key: in_model_dtype(each, model, cast(str, full_layer_name)) for key, each in values.items()}
         encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         factory_for(scheme.method).attach(layer, encoded)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import bitsandbytes as bnb
+import torch
 from torch import Tensor, nn
 
 from rulequant.torch.factories.decoding import dequantize
@@ -17,6 +19,16 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
 
     The class keeps its name, which accelerate and others go by.
     """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear4bit:
+        """As `nn.Module._apply`, for which bytes packed into floats (`quant_storage`) are no values to cast."""
+        storage = self.weight.dtype
+        if not storage.is_floating_point or getattr(self.weight, "quant_state", None) is None:
+            return cast(Linear4bit, super()._apply(fn, recurse))
+        self.weight.data = self.weight.data.view(torch.uint8)
+        super()._apply(fn, recurse)
+        self.weight.data = self.weight.data.view(storage)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
