@@ -10,7 +10,7 @@ from rulequant.inventory import Inventory, ModuleInfo
 
 __all__ = ["CONNECTORS", "TASKS", "TOWERS", "Task", "task_of"]
 
-Task = Literal["causal_lm", "encoder", "seq2seq", "multimodal", "vision", "audio"]
+Task = Literal["causal_lm", "encoder", "seq2seq", "multimodal", "vision", "audio", "diffusion"]
 
 TASKS: dict[Task, str] = {
     "causal_lm": "decoder language models",
@@ -19,6 +19,7 @@ TASKS: dict[Task, str] = {
     "multimodal": "language models with a tower for images or sound",
     "vision": "vision models",
     "audio": "audio models",
+    "diffusion": "models of diffusers",
 }
 """The default rule files, and what they are for."""
 
@@ -49,6 +50,8 @@ _VOCABULARY = 200
 
 def task_of(inventory: Inventory) -> Task:
     """The task of a model: by its parts first, by the name of its class where they leave it open."""
+    if "diffusers" in inventory.versions:
+        return "diffusion"
     leaves = {each.name.rpartition(".")[2] for each in inventory.modules}
     name = inventory.architecture or ""
     generates = any(each.output_embedding for each in inventory.modules)

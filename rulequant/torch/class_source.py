@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["class_definition", "self_path", "working_methods"]
 
-_NOT_FORWARD = ("init", "reset_parameters", "tie_weights")
-"""Parts of the names of methods that set a model up and never see a quantized layer."""
+_NOT_FORWARD = ("init", "reset_parameters", "tie_weights", "fuse_projections")
+"""Parts of the names of methods that set a model up and never see a quantized layer, or that only a user calls."""
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["RULES", "TRANSFORMER", "inputs_for", "save_pipeline", "save_transformer"]
+__all__ = ["RULES", "TRANSFORMER", "inputs_for", "save_pipeline", "save_transformer", "save_unet"]
 
 RULES: dict[str, Any] = {
     "version": 1,
@@ -105,4 +105,21 @@ def save_pipeline(folder: Path) -> Path:
     )  # fmt: skip
     pipeline.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA pipeline.\n")
+    return folder
+
+
+def save_unet(folder: Path) -> Path:
+    """A UNet of Stable Diffusion with one block down and up, in float32."""
+    import diffusers
+
+    torch.manual_seed(0)
+    diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ).save_pretrained(folder)
     return folder

@@ -13,7 +13,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from diffusion_models import RULES, TRANSFORMER, inputs_for, save_transformer  # noqa: E402
+from diffusion_models import RULES, TRANSFORMER, inputs_for, save_transformer, save_unet  # noqa: E402
 
 import rulequant.torch  # noqa: E402
 from rulequant.cli.main import run  # noqa: E402
@@ -242,3 +242,29 @@ def test_verify(transformer: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     path.write_text(json.dumps(config))
     assert run(["verify", str(tmp_path / "out")]) == 1
     assert "diffusers would make Linear of `x_embedder`, the plan says Linear4bit" in capsys.readouterr().out
+
+
+def test_a_unet_by_the_bundled_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of its attention is quantized, though a method that only a user calls would read its weights."""
+    source, output = save_unet(tmp_path / "unet"), tmp_path / "out"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(["apply", str(source), "-o", str(output)]) == 0
+    assert "taking `diffusion`, the default for models of diffusers" in capsys.readouterr().err
+    plan = json.loads((output / "rulequant-plan.json").read_text())
+    kept = {
+        each["name"].rpartition(".")[2] for each in plan["modules"] if each["type"] == "Linear" and not each["scheme"]
+    }
+    assert kept == {"linear_1", "linear_2", "time_emb_proj"}
+    quantizer = "diffusers.quantizers.bitsandbytes.bnb_quantizer.BnB4BitDiffusersQuantizer"
+    monkeypatch.setattr(f"{quantizer}.validate_environment", lambda *_, **__: None)
+    loaded, plain = (
+        diffusers.UNet2DConditionModel.from_pretrained(each, torch_dtype=torch.float32, device_map={"": "cpu"})
+        for each in (output, source)
+    )
+    torch.manual_seed(1)
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor(1), torch.randn(1, 4, 64)
+    with torch.no_grad():
+        got, wanted = (model(*inputs).sample for model in (loaded, plain))
+    assert (got - wanted).norm() < 0.2 * wanted.norm()

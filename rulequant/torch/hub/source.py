@@ -57,12 +57,22 @@ def open_hub_model(
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
-            raise ModelError(
-                f"{repo_id} holds no {entry}",
-                remedy=f"give a checkpoint of transformers: see {constants.ENDPOINT}/{repo_id}",
-            ) from error
+            raise _no_config(repo_id, entry, revision, token) from error
     # models--ORG--NAME/snapshots/COMMIT/config.json, the layout that the Hub's documentation promises.
     return HubModel(repo_id, path.parent.name, path.parent, revision, token)
+
+
+def _no_config(repo_id: str, entry: str, revision: str | None, token: str | bool | None) -> ModelError:
+    """What a repository without config.json is instead."""
+    if HfApi(token=token).file_exists(repo_id, "model_index.json", revision=revision):
+        return ModelError(
+            f"{repo_id} is a pipeline of several models, which is not read from the Hub",
+            remedy=f"download it first: hf download {repo_id} --local-dir FOLDER",
+        )
+    return ModelError(
+        f"{repo_id} holds no {entry}",
+        remedy=f"give a checkpoint of transformers: see {constants.ENDPOINT}/{repo_id}",
+    )
 
 
 def remote_dtypes(hub: HubModel) -> Iterator[str]:

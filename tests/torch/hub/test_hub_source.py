@@ -163,6 +163,13 @@ def test_a_repository_without_config(hub: Hub) -> None:
         build_skeleton("org/odd")
 
 
+def test_a_pipeline_is_downloaded_first(hub: Hub) -> None:
+    """A repository of diffusers says so itself."""
+    hub.repos["org/flux"] = Repo({"c" * 40: {"model_index.json": b"{}"}}, {"main": "c" * 40})
+    with pytest.raises(ModelError, match=r"org/flux is a pipeline of several models, .*\n  download it first: hf down"):
+        build_skeleton("org/flux")
+
+
 def test_an_unknown_model_type(hub: Hub) -> None:
     """The config is checked as that of a folder is."""
     hub.repos["org/odd"] = Repo({"c" * 40: {"config.json": b'{"model_type": "bret"}'}}, {"main": "c" * 40})
