@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from rulequant.errors import UsageError
 
-__all__ = ["check_devices", "in_model_dtype", "kept_in_float32"]
+__all__ = ["check_devices", "kept_in_float32"]
 
 _HOST = frozenset({"cpu", "disk"})
 
@@ -25,18 +24,6 @@ def kept_in_float32(model: Any, dtype: torch.dtype) -> re.Pattern[str] | None:
     from transformers.core_model_loading import build_glob_alternation
 
     return cast("re.Pattern[str]", build_glob_alternation(patterns)[0])
-
-
-def in_model_dtype(tensor: Tensor, model: Any, name: str) -> Tensor:
-    """A weight that no scheme encodes, in the dtype that `from_pretrained(dtype=...)` asks for.
-
-    transformers leaves that to the operation that takes the tensor, for it may be an encoded one.
-    """
-    wanted = model.get_parameter_or_buffer(name).dtype
-    if not (tensor.is_floating_point() and wanted.is_floating_point):
-        return tensor
-    kept = kept_in_float32(model, wanted)
-    return tensor.to(torch.float32 if kept and kept.search(name) else wanted)
 
 
 def check_devices(device_map: Any, quantized: Iterable[str]) -> None:

@@ -29,7 +29,7 @@ from rulequant.schemes import Scheme
 from rulequant.torch.experts import ExpertWeights, expert_parameters, swap_parameters
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model, kind_of
-from rulequant.torch.placement import check_devices, in_model_dtype
+from rulequant.torch.placement import check_devices
 from rulequant.torch.plain import plain_layer
 from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
 from rulequant.torch.standins import StandIn, refuse_resizing
@@ -208,8 +208,7 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         schemes = self.hf_quantizer.schemes
         scheme = schemes.get(name) or schemes.get(name.rpartition(".")[0])
         if scheme is None:
-            values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-            return {key: in_model_dtype(each, model, cast(str, full_layer_name)) for key, each in values.items()}
+            return input_dict
         encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         layer, _ = get_module_from_name(model, cast(str, full_layer_name))
         factory_for(scheme.method).attach(layer, encoded)
