@@ -132,7 +132,7 @@ def _foreign_modules(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
             )
     for kind, names in foreign.items():
         yield container_problem(
-            "RQ551", f"transformers' bitsandbytes loader makes no quantized layer of a {kind}: {_listed(names)}"
+            "RQ551", f"transformers' bitsandbytes loader makes no quantized layer of the class {kind}: {_listed(names)}"
         )
 
 

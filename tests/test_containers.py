@@ -76,7 +76,7 @@ def test_other_experts_need_the_own_container() -> None:
     plan = _plan("name: x", _moe(apart=False), "bitsandbytes")
     (found,) = (each for each in plan.diagnostics if each.code.startswith("RQ5"))
     assert found.code == "RQ551"
-    assert found.message.endswith("makes no quantized layer of a Llama4TextExperts: layers.0.experts")
+    assert found.message.endswith("makes no quantized layer of the class Llama4TextExperts: layers.0.experts")
     assert not plan.ok
 
 
@@ -105,7 +105,7 @@ def _aliased(inventory: Inventory) -> Inventory:
             "float32 for `b` on model.layers.0.mlp.gate_proj",
             id="compute_dtype",
         ),
-        pytest.param("name: x", _typed, "RQ551", f"no quantized layer of a OwnLinear: {Q_PROJ}", id="subclass"),
+        pytest.param("name: x", _typed, "RQ551", f"no quantized layer of the class OwnLinear: {Q_PROJ}", id="subclass"),
         pytest.param("name: x", _aliased, "RQ551", f"replaces {Q_PROJ} only there, and not as shared", id="alias"),
     ],
 )

@@ -120,6 +120,6 @@ def test_a_loaded_table_is_resized_only_when_it_is_plain(tmp_path: Path) -> None
 def test_plain_bitsandbytes_cannot_hold_them(name: str, modules: str, tmp_path: Path) -> None:
     """Forced into the stock container, the modules that stand in the way are named."""
     small(name).save_pretrained(tmp_path / "source")
-    with pytest.raises(DiagnosticsError, match=f"makes no quantized layer of a {modules}"):
+    with pytest.raises(DiagnosticsError, match=f"makes no quantized layer of the class {modules}"):
         apply_checkpoint(tmp_path / "source", rules("nf4-double"), tmp_path / "out", container="bitsandbytes")
     assert not (tmp_path / "out").exists()

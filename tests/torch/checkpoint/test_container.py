@@ -155,7 +155,10 @@ def test_falcon(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     rules = rules_of(NF4, quantizable_types=["FalconLinear"])
     diagnostic = refusal(checkpoints["falcon"], rules)
     assert diagnostic.code == "RQ551"
-    assert "no quantized layer of a FalconLinear: transformer.h.0.self_attention.query_key_value" in diagnostic.message
+    assert (
+        "no quantized layer of the class FalconLinear: transformer.h.0.self_attention.query_key_value"
+        in diagnostic.message
+    )
     assert diagnostic.message.endswith(" and 5 more")
     done = applied(checkpoints["falcon"], rules, tmp_path / "out")
     assert (done.container, done.plan.summary["quantized"]) == ("rulequant", 8)
