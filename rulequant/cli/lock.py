@@ -13,6 +13,7 @@ from rulequant.cli.command import Command, model_options
 from rulequant.errors import UsageError
 
 if TYPE_CHECKING:
+    from rulequant.containers import ContainerName
     from rulequant.inventory import Inventory
     from rulequant.ruleset import RuleSet
 
@@ -31,8 +32,17 @@ STDOUT = "-"
 @click.argument("rules", required=False)
 @click.option("-o", "--output", metavar="FILE", help="Where to write, `-` for stdout; by default the rule file's name "
               "with the suffix .lock, beside it.")  # fmt: skip
+@click.option("--container", type=click.Choice(("auto", "bitsandbytes", "rulequant")), default="auto",
+              show_default=True, help="For which container of `apply`; give it to `plan --check` too.")  # fmt: skip
 @model_options
-def command(model: str, rules: str | None, output: str | None, trust_remote_code: bool, revision: str | None) -> None:
+def command(
+    model: str,
+    rules: str | None,
+    output: str | None,
+    container: ContainerName,
+    trust_remote_code: bool,
+    revision: str | None,
+) -> None:
     """Save what RULES decide for MODEL, to be committed: `plan --check` then finds what a later version changes.
 
     The file has a line for each kind of module, with its class, shapes, scheme or reason, and the versions and rules
@@ -40,14 +50,16 @@ def command(model: str, rules: str | None, output: str | None, trust_remote_code
 
     Exits 1, and writes nothing, if the rules do not fit the model.
     """
-    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
     from rulequant.diagnostics import DiagnosticsError, Severity
     from rulequant.lock_file import dump_lock, make_lock
     from rulequant.planner import make_plan
 
+    if is_pipeline(model):
+        raise UsageError(f"{model} is a pipeline, and a lock is for one model", remedy="give the folder of a component")
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
-    plan = make_plan(ruleset, inventory)
+    plan = make_plan(ruleset, inventory, container)
     terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is Severity.WARNING)])
     if not plan.ok:
         raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
