@@ -203,7 +203,9 @@ def _own_use(owner: Any, original: Any) -> str | None:
 
 def _problem(method: ast.FunctionDef) -> str | None:
     nodes = list(ast.walk(method))
-    metadata = {id(each.value) for each in nodes if isinstance(each, ast.Attribute) and each.attr in _METADATA}
+    # Other methods may be called from outside of the forward pass, as sinusoids are by `_init_weights`.
+    served = _METADATA if method.name == "forward" else frozenset()
+    metadata = {id(each.value) for each in nodes if isinstance(each, ast.Attribute) and each.attr in served}
     for node in nodes:
         if isinstance(node, ast.Attribute) and self_path(node) == "weight" and id(node) not in metadata:
             return "computes with its weight itself"

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding, BartScaledWordEmbedding
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextScaledWordEmbedding
 from transformers.models.lasr.modeling_lasr import LasrEncoderCTCHead
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.ovis2.modeling_ovis2 import Ovis2VisualEmbeddingTable
 from transformers.models.voxtral_realtime.modeling_voxtral_realtime import VoxtralRealtimeCausalConv1d
 from transformers.models.whisper.modeling_whisper import WhisperPositionalEmbedding
@@ -87,6 +88,10 @@ def test_a_cast_subclass_scales_in_the_new_dtype() -> None:
         (nn.EmbeddingBag(8, 8), "an EmbeddingBag reduces the rows that it looks up, and only Embedding has"),
         (nn.ConvTranspose1d(8, 8, 3), "its convolution is transposed, and only Conv1d has a quantized layer"),
         (WhisperPositionalEmbedding(8, 8), "WhisperPositionalEmbedding.forward computes with its weight itself"),
+        (
+            MarianSinusoidalPositionalEmbedding(8, 8),
+            "MarianSinusoidalPositionalEmbedding.create_weight computes with its weight itself",
+        ),
         (Ovis2VisualEmbeddingTable(8, 8), "Ovis2VisualEmbeddingTable.forward computes with its weight itself"),
         (
             VoxtralRealtimeCausalConv1d(8, 8, 3, "key"),
@@ -95,7 +100,17 @@ def test_a_cast_subclass_scales_in_the_new_dtype() -> None:
         (parametrizations.weight_norm(nn.Conv1d(8, 8, 3)), "bnb_4bit has no layer for ParametrizedConv1d"),
         (type("Hidden", (nn.Embedding,), {})(8, 8), "the source of Hidden cannot be read"),
     ],
-    ids=["max-norm", "bag", "transposed", "own-rows", "own-matmul", "hands-on", "weight-norm", "no-source"],
+    ids=[
+        "max-norm",
+        "bag",
+        "transposed",
+        "own-rows",
+        "own-sinusoids",
+        "own-matmul",
+        "hands-on",
+        "weight-norm",
+        "no-source",
+    ],
 )
 def test_what_cannot_be_served_is_refused(module: nn.Module, reason: str) -> None:
     """A class whose code needs the plain weight stays, and the plan says why; nothing breaks."""
