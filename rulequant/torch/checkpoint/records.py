@@ -31,7 +31,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _ABOUT = {
     RULES_NAME: "the rules, all that they extend merged in",
     PLAN_NAME: "every decision, with its reason",
-    MANIFEST_NAME: "sizes and hashes of all files, and what they were made from",
+    MANIFEST_NAME: "sizes and hashes of all files, and what they were made from; `rulequant verify` compares them",
 }
 
 

@@ -75,7 +75,7 @@ def nested_scales(
 ) -> Tensor:
     """The float32 scales of the blocks from `first` on, from their 8-bit codes and the second level's scales."""
     blocks = torch.arange(first, first + codes.numel(), device=codes.device) // blocksize
-    return quant_map[codes.long()] * absmax[blocks] + offset
+    return quant_map.index_select(0, codes.int()) * absmax.index_select(0, blocks) + offset
 
 
 def _packed(parts: EncodedParts, start: int, stop: int) -> Tensor:
