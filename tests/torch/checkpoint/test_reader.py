@@ -323,7 +323,15 @@ def test_close_waits_for_no_read_and_leaks_no_file(tmp_path: Path) -> None:
     assert _open_files() == before
 
 
-def test_reading_needs_no_torch() -> None:
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("manifest, reader, writer", ("torch", "numpy", "safetensors", "pydantic")),
+        ("staging", ("torch", "numpy", "safetensors")),  # what it resumes is told by schemes, which are pydantic models
+    ],
+    ids=["bytes", "staging"],
+)
+def test_reading_needs_no_torch(modules: str, absent: tuple[str, ...]) -> None:
     """The modules of this folder that move bytes import neither torch nor safetensors."""
     code = (
         "import sys, types, pathlib, rulequant;"
@@ -333,8 +341,8 @@ def test_reading_needs_no_torch() -> None:
         "child = types.ModuleType('rulequant.torch.checkpoint');"
         "child.__path__ = [str(pathlib.Path(p, 'checkpoint')) for p in parent.__path__];"
         "sys.modules['rulequant.torch.checkpoint'] = child;"
-        "from rulequant.torch.checkpoint import manifest, reader, staging, writer;"
-        "print([each for each in ('torch', 'numpy', 'safetensors', 'pydantic') if each in sys.modules])"
+        f"from rulequant.torch.checkpoint import {modules};"
+        f"print([each for each in {absent} if each in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
