@@ -123,6 +123,13 @@ def test_shards(checkpoint: Path) -> None:
         pytest.param(["{model}", "rules.yaml", "--plan", "p", "-o", "out"], 2, "give one of the two", id="two plans"),
         pytest.param(["{model}", "--plan", "rules.yaml", "-o", "out"], 2, "rules.yaml is not a plan", id="no plan"),
         pytest.param(["{model}", "-o", "out", "--max-shard-size", "5"], 2, "less than a kilobyte", id="shard size"),
+        pytest.param(["{model}", "-o", "out", "--workers", "0"], 2, "0 is not in the range x>=1", id="no workers"),
+        pytest.param(
+            ["{model}", "-o", "out", "--workers", "2", "--memory", "20MB"],
+            2,
+            "20.00 MB is too little for 2 workers, each of which takes at least 12.58 MB\n  give at least 25165824",
+            id="memory",
+        ),
         pytest.param(["{model}", "misfit.yaml", "-o", "out"], 1, "RQ401", id="rules that do not fit"),
         pytest.param(["{model}", "t5", "-o", "out"], 1, "RQ405", id="rules of another family"),
         pytest.param(["{model}", "-o", "gone/out"], 2, "gone", id="no folder for the output"),
@@ -237,3 +244,37 @@ def test_libraries_are_loud_when_asked(checkpoint: Path) -> None:
         check=True,
     )
     assert done.stdout == "0\n"
+
+
+def _apply_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which has another one prepare."""
+    command = [sys.executable, "-m", "rulequant", "apply", *arguments, "-o", "out", "--workers", "2"]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
+
+
+def test_findings_of_the_preparing_process_come_whole(checkpoint: Path) -> None:
+    """As text with the line of the rule file, as JSON, with the exit code; warnings go to stderr by themselves."""
+    Path("misfit.yaml").write_text(RULES.replace("o_proj", "o_prj"))
+    told = _apply_alone(str(checkpoint), "misfit.yaml")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("error[RQ401]: `**.o_prj` matches no module of ")
+    assert "--> misfit.yaml:3:16" in told.stderr
+    assert "did you mean `**.o_proj`?" in told.stderr
+    data = _apply_alone(str(checkpoint), "misfit.yaml", "--format", "json")
+    assert (data.returncode, data.stderr) == (1, "")
+    assert [each["code"] for each in json.loads(data.stdout)["diagnostics"]] == ["RQ401"]
+    Path("rules.yaml").write_text('version: 1\nextends: causal_lm\nskip_modules: ["**.norm"]\n')
+    warned = _apply_alone(str(checkpoint), "rules.yaml", "--quiet")
+    assert warned.returncode == 0
+    assert warned.stderr.startswith("warning[RQ403]")
+
+
+def test_errors_of_the_preparing_process_come_whole(checkpoint: Path, tmp_path: Path) -> None:
+    """With the remedy, and exit code 2."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((checkpoint / "config.json").read_text())
+    told = _apply_alone(str(broken))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "no weights: neither model.safetensors nor" in told.stderr
+    assert "  give a folder with the weights in safetensors format" in told.stderr
