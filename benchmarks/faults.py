@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rulequant.cli.main import run
+from rulequant.torch.checkpoint import crew
 
 SHARD_SIZE = "100KB"
 STAGING = ".out.rulequant-staging"
@@ -71,6 +72,7 @@ class Findings:
 def main() -> int:
     """Run, print, and return the exit code."""
     options = _options()
+    crew._BYTES_A_WORKER = 1  # the checkpoint is too small for workers otherwise
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="rulequant-faults-") as name:
         place = prepare(Path(name))
@@ -183,7 +185,8 @@ def traced(place: Place, name: str) -> list[int]:
 
 def command(source: Path, output: Path) -> list[str]:
     """The arguments of every run."""
-    return ["apply", str(source), "-o", str(output), "--max-shard-size", SHARD_SIZE, "--quiet"]
+    options = ["--max-shard-size", SHARD_SIZE, "--workers", str(_options().workers), "--quiet"]
+    return ["apply", str(source), "-o", str(output), *options]
 
 
 def start(source: Path, output: Path, *, strace: list[str] | None = None, log: Path | None = None) -> tuple[int, Path]:
@@ -327,6 +330,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="more than one: processes of their own, even for so little"
+    )
     parser.add_argument("--every", type=int, default=1, help="fail every so manieth call only")
     return parser.parse_args()
 

@@ -55,6 +55,10 @@ EXAMPLES = (
               "once. Default: the cores that are available. The output is the same for any number.")  # fmt: skip
 @click.option("--memory", metavar="SIZE", type=SIZE, help="What the workers may take in all for what they read, encode "
               "and write, beside what they import. Default: 32MiB for each.")  # fmt: skip
+@click.option("--executor", type=click.Choice(("local", "ray")), default="local", show_default=True, help="Who writes "
+              "the files: processes here, or the tasks of a Ray cluster that sees MODEL and OUT too.")  # fmt: skip
+@click.option("--ray-address", metavar="ADDRESS", help="The cluster for --executor ray, such as auto or HOST:PORT. "
+              "Default: RAY_ADDRESS; without it, one made of this machine.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Begin anew, whatever an interrupted run has finished.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; errors and warnings only.")
 @format_option()
@@ -68,6 +72,8 @@ def command(
     container: ContainerName,
     workers: int | None,
     memory: int | None,
+    executor: str,
+    ray_address: str | None,
     restart: bool,
     quiet: bool,
     form: str,
@@ -92,12 +98,16 @@ def command(
     """
     if plan_file and rules is not None:
         raise UsageError("RULES and --plan both say what to do", remedy="give one of the two")
+    if ray_address and executor != "ray":
+        raise UsageError("--ray-address is for --executor ray", remedy="give both, or neither")
     _check_model(model)
     _check_output(output)
     from rulequant.cli.inputs import is_pipeline
     from rulequant.cli.jobs import Request
     from rulequant.cli.summary import own_peak_memory, record, summarize
 
+    if is_pipeline(model) and executor == "ray":
+        raise UsageError(f"{model} is a pipeline, and --executor ray is for one model", remedy="apply it locally")
     if is_pipeline(model):
         _pipeline(
             model, rules, plan_file, output, max_shard_size,
@@ -111,7 +121,8 @@ def command(
             request = Request(
                 model, rules, plan, checkpoint, output, container, max_shard_size, quiet, trust_remote_code, revision
             )
-            applied, seen = _apply(request, workers, memory, restart=restart)
+            cluster = _cluster(ray_address) if executor == "ray" else None
+            applied, seen = _apply(request, workers, memory, cluster, restart=restart)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
     seconds = time.monotonic() - began
@@ -173,7 +184,21 @@ def _what_is_left(output: Path) -> str:
     return f"{output} is complete" if output.exists() else f"nothing was written to {output}"
 
 
-def _apply(request: Request, workers: int | None, memory: int | None, *, restart: bool) -> tuple[Applied, int]:
+def _cluster(address: str | None) -> OpenExecutor:
+    """Who writes the shards on the cluster; said at once where that cannot be."""
+    from rulequant.cli.inputs import require_extra, torch_extra
+
+    require_extra("apply")
+    with torch_extra("apply"):
+        from rulequant.torch.checkpoint.cluster import on_cluster, require_ray
+
+        require_ray()
+        return partial(on_cluster, address=address)
+
+
+def _apply(
+    request: Request, workers: int | None, memory: int | None, cluster: OpenExecutor | None, *, restart: bool
+) -> tuple[Applied, int]:
     """What was written, and the most memory that was seen in use, in bytes; 0 where the system does not tell."""
     from rulequant.cli.inputs import require_extra, torch_extra
 
@@ -181,11 +206,11 @@ def _apply(request: Request, workers: int | None, memory: int | None, *, restart
     with torch_extra("apply"):
         from rulequant.torch.checkpoint.crew import available_cores, memory_of_each
 
-        workers = workers or available_cores()
+        workers = 1 if cluster else workers or available_cores()
         write = partial(_write, request, memory=memory_of_each(memory, workers), restart=restart)
         if _by_itself(request.model):
-            return _apply_elsewhere(request, workers, write)
-        return _apply_here(request, workers, write)
+            return _apply_elsewhere(request, workers, write, cluster)
+        return _apply_here(request, workers, write, cluster)
 
 
 def _by_itself(model: str) -> bool:
@@ -193,7 +218,7 @@ def _by_itself(model: str) -> bool:
     return "transformers" not in sys.modules and Path(model).is_dir()
 
 
-def _apply_elsewhere(request: Request, workers: int, write: Write) -> tuple[Applied, int]:
+def _apply_elsewhere(request: Request, workers: int, write: Write, cluster: OpenExecutor | None) -> tuple[Applied, int]:
     from rulequant.cli.jobs import job_elsewhere, job_of_survey, survey_saved
     from rulequant.torch.checkpoint.crew import Crew
     from rulequant.torch.checkpoint.place import check_output
@@ -208,16 +233,16 @@ def _apply_elsewhere(request: Request, workers: int, write: Write) -> tuple[Appl
         else:
             job = crew.call(job_elsewhere, request)
         with CheckpointReader.attach(folder, job.fingerprint) as reader:
-            return write(job, reader, crew.executor), crew.footprint.peak
+            return write(job, reader, cluster or crew.executor), crew.footprint.peak
 
 
-def _apply_here(request: Request, workers: int, write: Write) -> tuple[Applied, int]:
+def _apply_here(request: Request, workers: int, write: Write, cluster: OpenExecutor | None) -> tuple[Applied, int]:
     from rulequant.cli.jobs import job_here
     from rulequant.torch.checkpoint.apply import open_workers
 
     job, source = job_here(request)
     with source.attach(job.fingerprint) as reader, open_workers(job, reader, workers) as (open_executor, footprint):
-        return write(job, reader, open_executor), footprint.peak
+        return write(job, reader, cluster or open_executor), footprint.peak
 
 
 def _write(

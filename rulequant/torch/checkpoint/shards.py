@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
@@ -14,7 +14,7 @@ from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Result, Unit
 from rulequant.torch.checkpoint.writer import plan_shards, shard_names
 
-__all__ = ["Executor", "ShardJob", "ShardResult", "plan_jobs", "write_shards"]
+__all__ = ["Executor", "ShardExecutor", "ShardJob", "ShardResult", "plan_jobs", "write_shards"]
 
 _FILES_AT_A_TIME = 2
 """While one waits for its end, workers go on with the next."""
@@ -83,6 +83,16 @@ class Executor(Protocol):
             NotFiniteError: a weight holds a value that its method cannot encode.
             CheckpointError: the source or the disk failed.
         """
+
+
+@runtime_checkable
+class ShardExecutor(Protocol):
+    """Who writes whole shards, elsewhere."""
+
+    def write(
+        self, jobs: Sequence[ShardJob], *, memory: int, done: Callable[[Step], None]
+    ) -> Generator[ShardResult, None, None]:
+        """Write shards, and give each as it is complete and on the disk; as `write_shards`."""
 
 
 def plan_jobs(steps: Sequence[Step], max_shard_bytes: int, stem: str = MODEL_STEM) -> list[ShardJob]:

@@ -21,9 +21,11 @@ from rulequant.torch.checkpoint.recipe import Recipe
 from rulequant.torch.checkpoint.rename import rename_without_replacing
 from rulequant.torch.checkpoint.shards import ShardResult
 
-__all__ = ["STAGING_SUFFIX", "Staging"]
+__all__ = ["ATTEMPTS_NAME", "STAGING_SUFFIX", "Staging"]
 
 STAGING_SUFFIX = ".rulequant-staging"
+ATTEMPTS_NAME = "attempts"
+"""The folder in it for those who write shards elsewhere, each into a folder of its own."""
 
 # Inside the staging folder: the lock is beside the files, so that it is never part of an output.
 _LOCK_NAME = "lock"
@@ -187,6 +189,7 @@ class Staging:
 
     def _take_over(self) -> None:
         """Take what an interrupted run finished, or say why not and remove it."""
+        shutil.rmtree(self.folder / ATTEMPTS_NAME, ignore_errors=True)
         if not os.path.lexists(self.path):
             self._journal.remove()
             return
@@ -262,6 +265,7 @@ class Staging:
         fd, self._lock_fd = self._lock_fd, None
         if fd is None:
             return
+        shutil.rmtree(self.folder / ATTEMPTS_NAME, ignore_errors=True)
         if not keep and not self._keep:
             shutil.rmtree(self.path, ignore_errors=True)
             self._journal.remove()

@@ -5,7 +5,7 @@ Nothing here imports torch or transformers; who carries out the units of the job
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from rulequant.torch.checkpoint.job import Job
 from rulequant.torch.checkpoint.manifest import FileRecord, stock_versions, write_manifest
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
-from rulequant.torch.checkpoint.shards import Executor, ShardResult, write_shards
+from rulequant.torch.checkpoint.shards import Executor, ShardExecutor, ShardJob, ShardResult, write_shards
 from rulequant.torch.checkpoint.sidefiles import copy_side_files, write_config
 from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.step import Step
@@ -29,8 +29,8 @@ __all__ = ["Applied", "OpenExecutor", "Progress", "check_ties", "needed_bytes", 
 _SPARE_BYTES = 16 << 20
 """For headers, config and side files, beside the tensors."""
 
-OpenExecutor = Callable[[Job, Path], AbstractContextManager[Executor]]
-"""Who carries out the units of a job, for files in a folder."""
+OpenExecutor = Callable[[Job, Path], AbstractContextManager[Executor | ShardExecutor]]
+"""Who carries out the units of a job, or writes its shards, for files in a folder."""
 
 
 class Progress(Protocol):
@@ -181,7 +181,7 @@ def _write_shards(
 
     with (
         open_executor(job, folder) as executor,
-        closing(write_shards(missing, folder, executor, memory=memory, done=done)) as results,
+        closing(_results(executor, missing, folder, memory, done)) as results,
     ):
         for result in results:
             record(result)
@@ -191,6 +191,14 @@ def _write_shards(
         weight_map = {name: result.name for result in ordered for name in result.tensors}
         write_index(folder, weight_map, total_size=sum(result.nbytes for result in ordered), stem=job.stem)
     return ordered
+
+
+def _results(
+    executor: Executor | ShardExecutor, jobs: list[ShardJob], folder: Path, memory: int, done: Callable[[Step], None]
+) -> Generator[ShardResult, None, None]:
+    if isinstance(executor, ShardExecutor):
+        return executor.write(jobs, memory=memory, done=done)
+    return write_shards(jobs, folder, executor, memory=memory, done=done)
 
 
 def _applied(job: Job, output: Path, shards: list[ShardResult]) -> Applied:
