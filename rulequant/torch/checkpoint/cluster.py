@@ -153,7 +153,7 @@ class ClusterExecutor:
         except self._ray.exceptions.RayError as error:
             raise ResumableError(
                 f"{printable(job.name)}: Ray could not have it written: {printable(error)}",
-                remedy="see that the machines have memory enough (1 GB a task), and run again",
+                remedy="see that the machines have memory enough (some 300 MB a task), and run again",
             ) from error
         if isinstance(answer, Failure):
             raise failure_to_raise(answer)
