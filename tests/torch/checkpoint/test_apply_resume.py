@@ -17,6 +17,7 @@ from rulequant.torch.checkpoint import journal as journal_module
 from rulequant.torch.checkpoint import manifest as manifest_module
 from rulequant.torch.checkpoint import staging as staging_module
 from rulequant.torch.checkpoint import work as work_module
+from rulequant.torch.checkpoint.checksums import Digest
 from rulequant.torch.checkpoint.manifest import check_manifest
 from rulequant.torch.factories import NotFiniteError
 
@@ -129,9 +130,9 @@ def test_another_source_starts_over(source: Path) -> None:
 
 def test_another_version_starts_over(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes may differ between versions of torch."""
-    from rulequant.torch.checkpoint import prepare as prepare_module
+    from rulequant.torch.checkpoint import job as job_module
 
-    monkeypatch.setattr(prepare_module, "stock_versions", lambda: {"torch": "9"})
+    monkeypatch.setattr(job_module, "stock_versions", lambda: {"torch": "9"})
     assert "another torch (2" in again(source)[1][0]
 
 
@@ -215,21 +216,22 @@ def test_what_a_rerun_cannot_mend_leaves_nothing(source: Path) -> None:
 def test_a_shard_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after it was written; the manifest takes that hash, and it is the right one."""
     hashed: dict[str, list[str]] = {"shards": [], "manifest": []}
-    hash_fd, hash_file = work_module.hash_fd, manifest_module.hash_file
+    digest_fd, digest_file = work_module.digest_fd, manifest_module.digest_file
 
-    def of_shard(fd: int, path: Path) -> str:
+    def of_shard(fd: int, path: Path) -> Digest:
         hashed["shards"].append(path.name)
-        return hash_fd(fd, path)
+        return digest_fd(fd, path)
 
-    def of_manifest(path: Path, *, root: Path) -> str:
+    def of_manifest(path: Path, *, root: Path) -> Digest:
         hashed["manifest"].append(path.name)
-        return hash_file(path, root=root)
+        return digest_file(path, root=root)
 
-    monkeypatch.setattr(work_module, "hash_fd", of_shard)
-    monkeypatch.setattr(manifest_module, "hash_file", of_manifest)
+    monkeypatch.setattr(work_module, "digest_fd", of_shard)
+    monkeypatch.setattr(manifest_module, "digest_file", of_manifest)
     run(save_tiny("llama", tmp_path / "llama"), tmp_path / "out", max_shard_bytes=SHARD_BYTES)
     assert hashed["shards"] == [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]
     assert not set(hashed["shards"]) & set(hashed["manifest"])
+    monkeypatch.undo()
     assert check_manifest(tmp_path / "out") == []
     files = json.loads((tmp_path / "out" / "rulequant-manifest.json").read_text())["files"]
     assert {*hashed["shards"], *hashed["manifest"]} == set(files)
