@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rulequant.rulefile import RuleFile
+from rulequant.rulefile import PIPELINE_KEYS, RuleFile
 
 __all__ = ["SCHEMA_FILE", "SCHEMA_ID", "schema_data", "schema_text"]
 
@@ -18,7 +18,14 @@ def schema_data() -> dict[str, Any]:
     """The schema as data; it reads the same under JSON Schema 2020-12 and draft 7."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID}
     generated: dict[str, Any] = _untitled(RuleFile.model_json_schema(by_alias=True))
-    return head | generated
+    return head | generated | _pipeline_keys(generated)
+
+
+def _pipeline_keys(schema: dict[str, Any]) -> dict[str, Any]:
+    """A file that names components has no rules of its own; what one key asks of others pydantic does not tell."""
+    others = dict.fromkeys((key for key in schema["properties"] if key not in PIPELINE_KEYS), False)
+    named = {"properties": {"components": {"minProperties": 1}}, "required": ["components"]}
+    return {"if": named, "then": {"properties": others}}
 
 
 def schema_text() -> str:

@@ -33,6 +33,9 @@ BEYOND = {
     "RQ302": "whether what it extends exists",
     "RQ303": "whether files extend each other in a circle",
     "RQ316": "whether a slice is empty",
+    "RQ322": "whether the rule file of a component exists",
+    "RQ323": "whether the rule file of a component names components itself",
+    "RQ324": "whether what it extends names components",
 }
 # The same for single examples of codes that the schema knows otherwise.
 BEYOND_EXAMPLES = {
