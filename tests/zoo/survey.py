@@ -133,7 +133,9 @@ def _stock_names(model: nn.Module) -> set[str]:
     stock: Any = model
     kept = HfQuantizer.get_modules_to_not_convert(stock, None, stock._keep_in_fp32_modules)
     config = BitsAndBytesConfig(load_in_4bit=True)
-    replace_with_bnb_linear(stock, modules_to_not_convert=kept, quantization_config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a default config may ask for a layer without inputs
+        replace_with_bnb_linear(stock, modules_to_not_convert=kept, quantization_config=config)
     named = model.named_modules(remove_duplicate=False)
     return {name for name, module in named if type(module).__name__ == "Linear4bit"}
 
