@@ -88,12 +88,28 @@ def merge_whole(
     collected: Any = {pattern: parts[pattern] for pattern in _in_order(converter, parts)}
     for operation in converter.operations:
         collected = operation.convert(
-            collected, source_patterns=converter.source_patterns, target_patterns=converter.target_patterns
+            collected,
+            source_patterns=converter.source_patterns,
+            target_patterns=converter.target_patterns,
+            model=_Target(shape),
+            full_layer_name="",
         )
     values = list(collected.values())
     value = cast("torch.Tensor", values[0][0] if isinstance(values[0], list) else values[0])
     _check_shape(tuple(value.shape), shape, entries[0])
     return value
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a converter asks a model for: the shape that comes out. By it Qwen3-VL's knows whether to transpose."""
+
+    shape: tuple[int, ...]
+
+    def get_parameter(self, name: str) -> _Target:
+        """As `nn.Module.get_parameter`, of the one parameter that there is."""
+        del name
+        return self
 
 
 def _by_pattern(entries: Sequence[TensorEntry], conversions: Sequence[Conversion]) -> dict[str, list[TensorEntry]]:
