@@ -20,7 +20,7 @@ RELOADED = (
     # experts, merged from those of the source, or whose parameter is called weight
     *("mixtral", "qwen3_moe", "olmoe", "granitemoe", "jetmoe", "phimoe", "minimax", "ernie4_5_moe", "qwen3_vl_moe"),
     # weights that the code reads; convolutions that the loader makes of several tensors
-    *("mamba", "jamba", "falcon_h1", "kimi_linear", "olmo_hybrid", "bailing_hybrid", "wavlm", "deberta", "reformer"),
+    *("mamba", "falcon_h1", "kimi_linear", "olmo_hybrid", "bailing_hybrid", "wavlm", "deberta", "reformer"),
     *("bert", "modernbert", "albert", "t5", "bart", "switch_transformers", "nllb-moe", "whisper"),
     *("vit", "clip", "siglip", "wav2vec2", "llava", "paligemma", "qwen2_vl"),
 )
