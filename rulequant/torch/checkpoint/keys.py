@@ -11,7 +11,7 @@ from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["Conversion", "KeyMap", "map_keys"]
+__all__ = ["Conversion", "KeyMap", "map_keys", "renamed", "renamings_of"]
 
 
 class Conversion(NamedTuple):
@@ -35,6 +35,29 @@ class KeyMap:
     """Of the dropped keys those that hold a tied weight a second time, and the key that is written instead."""
     absent: frozenset[str] = frozenset()
     """Tensors of the model that are in no shard, and that its class loads without."""
+    renamings: tuple[Any, ...] = ()
+    """The `WeightRenaming`s of transformers, which are applied to the names in the output too when that is loaded."""
+
+    def renamed(self, name: str) -> str:
+        """What transformers makes of a name, its converters and the base model's prefix aside."""
+        return renamed(name, self.renamings)
+
+
+def renamed(name: str, renamings: Iterable[Any]) -> str:
+    """A name after all `WeightRenaming`s of transformers."""
+    for each in renamings:
+        name, _ = each.rename_source_key(name)
+    return name
+
+
+def renamings_of(model: Any) -> tuple[Any, ...]:
+    """The `WeightRenaming`s of a model; none for one that is not of transformers."""
+    from transformers import PreTrainedModel
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    mapping = get_model_conversion_mapping(model) if isinstance(model, PreTrainedModel) else []
+    return tuple(each for each in mapping if isinstance(each, WeightRenaming))
 
 
 class _Fit(NamedTuple):
@@ -50,6 +73,8 @@ class _Fit(NamedTuple):
     """Source keys that the model class declares to be of no concern."""
     extra: set[str]
     """The other source keys that the model has no tensor for."""
+    renamings: tuple[Any, ...]
+    """By which the names were found."""
 
 
 def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
@@ -68,16 +93,16 @@ def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
     dropped = {key: f"{type(model).__name__} ignores it" for key in sorted(fit.ignored)}
     dropped |= {key: f"tied to {kept}" for key, kept in copies.items()}
     kept = {key: name for key, name in fit.targets.items() if key not in dropped}
-    return KeyMap(kept, fit.converted, dropped, copies, frozenset(fit.absent))
+    return KeyMap(kept, fit.converted, dropped, copies, frozenset(fit.absent), fit.renamings)
 
 
 def _fit(model: Any, keys: list[str], tensors: Collection[str]) -> _Fit:
     names = set(tensors)
-    targets, converted, unexpected = _rename(model, keys, names)
+    targets, converted, unexpected, renamings = _rename(model, keys, names)
     covered = set(targets.values()) | _other_targets(converted, targets)
     unfilled = _without_tied(model, names - covered, covered)
     missing, extra = _ignored_by_class(model, unfilled, unexpected)
-    return _Fit(targets, converted, missing, unfilled - missing, unexpected - extra, extra)
+    return _Fit(targets, converted, missing, unfilled - missing, unexpected - extra, extra, renamings)
 
 
 def _misfit(skeleton: Skeleton, fit: _Fit, keys: list[str]) -> CheckpointError:
@@ -115,8 +140,10 @@ def _check_unique(skeleton: Skeleton, fit: _Fit) -> None:
             )
 
 
-def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str], dict[str, Conversion], set[str]]:
-    """(targets, converter by converted key, unexpected keys), by the rules of `core_model_loading`."""
+def _rename(
+    model: Any, keys: list[str], names: set[str]
+) -> tuple[dict[str, str], dict[str, Conversion], set[str], tuple[Any, ...]]:
+    """(targets, converter by converted key, unexpected keys, renamings), by the rules of `core_model_loading`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -139,7 +166,7 @@ def _rename(model: Any, keys: list[str], names: set[str]) -> tuple[dict[str, str
         targets[key] = name
         if pattern is not None:
             converted[key] = Conversion(by_pattern[pattern], pattern)
-    return targets, converted, unexpected
+    return targets, converted, unexpected, tuple(renamings)
 
 
 def _other_targets(converted: dict[str, Conversion], targets: dict[str, str]) -> set[str]:

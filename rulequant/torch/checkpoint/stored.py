@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from torch import nn
 
 from rulequant.errors import CheckpointError
 from rulequant.inventory import Inventory, ModuleInfo
@@ -11,7 +13,7 @@ from rulequant.plan import Plan
 from rulequant.schemes import Scheme
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import TensorEntry
-from rulequant.torch.checkpoint.keys import Conversion, KeyMap, map_keys
+from rulequant.torch.checkpoint.keys import Conversion, KeyMap, map_keys, renamed, renamings_of
 from rulequant.torch.checkpoint.stream import encoding_of
 from rulequant.torch.factories import factory_for
 from rulequant.torch.skeleton import Skeleton
@@ -56,7 +58,7 @@ def stored_tensors(entries: Mapping[str, TensorEntry], skeleton: Skeleton, plan:
     Raises:
         CheckpointError: a tensor that the model needs is in no shard, or a shard holds one that it does not have.
     """
-    groups = _by_source_key(entries, plan, inventory)
+    groups = _by_source_key(entries, plan, inventory, skeleton.model)
     apart = _taken_apart(groups, inventory) if plan.container == "bitsandbytes" else {}
     known = dict.fromkeys(apart.get(key, key) for key in groups)
     own_names = skeleton.in_memory or skeleton.dtypes is not None
@@ -107,27 +109,27 @@ def _own_keys(skeleton: Skeleton, keys: Collection[str]) -> KeyMap:
 
 
 def _by_source_key(
-    entries: Mapping[str, TensorEntry], plan: Plan, inventory: Inventory
+    entries: Mapping[str, TensorEntry], plan: Plan, inventory: Inventory, model: nn.Module
 ) -> dict[str, dict[str, TensorEntry]]:
     """The tensors grouped by the key that a weight had before it was encoded."""
     used = [plan.schemes[each.scheme] for each in plan.quantized if each.scheme]
     suffixes = {name for method in {each.method for each in used} for name in factory_for(method).tensor_names}
     ordered = sorted(suffixes, key=len, reverse=True)
-    fused = _fused_names(plan, inventory)
+    fused, renamings = _fused_names(plan, inventory), renamings_of(model)
     groups: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in entries.items():
-        key, local = _split(name, ordered, entries, fused)
+        key, local = _split(name, ordered, entries, lambda each: each in fused or renamed(each, renamings) in fused)
         groups.setdefault(key, {})[local] = entry
     return groups
 
 
-def _split(name: str, suffixes: list[str], names: Collection[str], fused: Collection[str]) -> tuple[str, str]:
+def _split(name: str, suffixes: list[str], names: Collection[str], is_fused: Callable[[str], bool]) -> tuple[str, str]:
     """(key before encoding, name that the factory has for the tensor)"""
     for suffix in suffixes:
         if not name.endswith(f".{suffix}"):
             continue
         module = name.removesuffix(f".{suffix}")
-        if module in fused:
+        if is_fused(module):
             return module, suffix
         if suffix != _WEIGHT and f"{module}.{_WEIGHT}" in names:
             return f"{module}.{_WEIGHT}", suffix

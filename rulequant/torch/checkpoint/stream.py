@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import cast
 
@@ -108,10 +109,9 @@ def _encoded(
     columns = _columns(info, shape)
     blocks = expert_blocks(entries, conversions, shape) if conversions else (_block(entries[0], info, columns),)
     merge = None if blocks else merge_of(conversions)
-    prefix = _prefix(key, target, info)
-    written = tuple(
-        TensorInfo(f"{prefix}{each.name}", each.shape, each.dtype) for each in scheme.encoded_tensors(info, tensor)
-    )
+    encoded = scheme.encoded_tensors(info, tensor)
+    prefix = _prefix(key, target, info, keys, (*(each.name for each in encoded), *scheme.record_names))
+    written = tuple(TensorInfo(f"{prefix}{each.name}", each.shape, each.dtype) for each in encoded)
     nbytes = scheme.encoded_bytes(info, tensor)
     return Step(
         key=key,
@@ -148,12 +148,31 @@ def _columns(info: ModuleInfo, shape: tuple[int, ...]) -> int:
     return shape[-1] if info.kind == "experts" else prod(shape[1:])
 
 
-def _prefix(key: str, target: str, info: ModuleInfo) -> str:
-    """What the names of encoded tensors begin with: the source's own key, or the model's for fused experts."""
-    if info.kind == "experts":
-        return f"{target}."
+def _prefix(key: str, target: str, info: ModuleInfo, keys: KeyMap, names: Iterable[str]) -> str:
+    """What the names of encoded tensors begin with: the source's own key, or the model's for fused experts.
+
+    The own key of experts that are merged is what the first of them becomes before it is renamed. Where a loader would
+    rename that to something else, the other of the two: it renames names with a suffix as well.
+
+    Raises:
+        CheckpointError: it would rename both.
+    """
+    alone = keys.converted[key].converter.rename_source_key(key)[0] if key in keys.converted else key
+    own, renamed, models = (_stem(each, info) for each in (alone, keys.renamed(alone), target))
     # A key of another form is one that transformers renames, and not with a suffix behind it.
-    return (key if key.endswith("weight") else target).removesuffix("weight")
+    ways = ((own, renamed), (models, models))
+    for prefix, wanted in ways if key.endswith("weight") and info.kind != "experts" else ways[::-1]:
+        if all(keys.renamed(f"{prefix}{name}") == f"{wanted}{name}" for name in names):
+            return prefix
+    raise CheckpointError(
+        f"`{printable(key)}`: transformers renames it while it loads, and would rename its quantized form wrongly",
+        remedy=f"skip `{info.name}` with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
+    )
+
+
+def _stem(name: str, info: ModuleInfo) -> str:
+    """Of the weight of a layer what is before `weight`; of a parameter of experts, a module once encoded, its name."""
+    return name.removesuffix("weight") if name.endswith("weight") and info.kind != "experts" else f"{name}."
 
 
 def _check_dtype(entry: TensorEntry, *, quantized: bool) -> None:
