@@ -122,7 +122,7 @@ class Crew:
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of a module in a process that ends with the call; what it raises is raised here."""
-        self._send(self._guest, (function, arguments))
+        _send(self._guest, (function, arguments))
         self.footprint.add(cast(Ready, self._receive(self._guest)).pid)
         answer = self._receive(self._guest)
         self._guest.close()
@@ -136,9 +136,9 @@ class Crew:
             end.close()
         ends = self._ends[:count]
         fingerprint = {file: dict(stamp) for file, stamp in job.fingerprint.items()}
-        self._send(self._control, True)
+        _send(self._control, True)
         for end in ends:
-            self._send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
+            _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
         for end in ends:
             self.footprint.add(cast(Ready, self._receive(end)).pid)
         yield _Workers(ends, self.footprint)
@@ -161,19 +161,7 @@ class Crew:
     def _receive(self, end: Connection[Any, Any]) -> Any:
         while not end.poll(self.footprint.interval):
             self.footprint.measure()
-        try:
-            answer = end.recv()
-        except (EOFError, OSError) as error:
-            raise _ended() from error
-        if isinstance(answer, Failure):
-            raise failure_to_raise(answer)
-        return answer
-
-    def _send(self, end: Connection[Any, Any], message: object) -> None:
-        try:
-            end.send(message)
-        except OSError as error:
-            raise _ended() from error
+        return _answer(end)
 
 
 class _Workers:
@@ -192,10 +180,7 @@ class _Workers:
     def submit(self, ticket: Ticket, unit: Unit) -> None:
         end = min(self._ends, key=lambda each: len(self._tickets[each]))
         self._tickets[end].append(ticket)
-        try:
-            end.send(unit)
-        except OSError as error:
-            raise _ended() from error
+        _send(end, unit)
 
     def wait(self) -> tuple[Ticket, Result]:
         busy = [end for end, tickets in self._tickets.items() if tickets]
@@ -203,13 +188,26 @@ class _Workers:
             self._footprint.measure()
         self._footprint.measure()
         end = cast("Connection[Any, Any]", ready[0])
-        try:
-            answer = end.recv()
-        except (EOFError, OSError) as error:
-            raise _ended() from error
-        if isinstance(answer, Failure):
-            raise failure_to_raise(answer)
-        return self._tickets[end].popleft(), cast(Result, answer)
+        answer = cast(Result, _answer(end))
+        return self._tickets[end].popleft(), answer
+
+
+def _send(end: Connection[Any, Any], message: object) -> None:
+    try:
+        end.send(message)
+    except OSError as error:
+        raise _ended() from error
+
+
+def _answer(end: Connection[Any, Any]) -> Any:
+    """What a process says, once it does; what it raised is raised here."""
+    try:
+        answer = end.recv()
+    except (EOFError, OSError) as error:
+        raise _ended() from error
+    if isinstance(answer, Failure):
+        raise failure_to_raise(answer)
+    return answer
 
 
 def _ended() -> ResumableError:

@@ -53,11 +53,18 @@ def renamed(name: str, renamings: Iterable[Any]) -> str:
 def renamings_of(model: Any) -> tuple[Any, ...]:
     """The `WeightRenaming`s of a model; none for one that is not of transformers."""
     from transformers import PreTrainedModel
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
 
-    mapping = get_model_conversion_mapping(model) if isinstance(model, PreTrainedModel) else []
-    return tuple(each for each in mapping if isinstance(each, WeightRenaming))
+    return _mapping(model)[0] if isinstance(model, PreTrainedModel) else ()
+
+
+def _mapping(model: Any) -> tuple[tuple[Any, ...], list[Any]]:
+    """(the `WeightRenaming`s, the `WeightConverter`s) of a model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = tuple(each for each in mapping if isinstance(each, WeightRenaming))
+    return renamings, [each for each in mapping if isinstance(each, WeightConverter)]
 
 
 class _Fit(NamedTuple):
@@ -144,12 +151,9 @@ def _rename(
     model: Any, keys: list[str], names: set[str]
 ) -> tuple[dict[str, str], dict[str, Conversion], set[str], tuple[Any, ...]]:
     """(targets, converter by converted key, unexpected keys, renamings), by the rules of `core_model_loading`."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import rename_source_key
 
-    mapping = get_model_conversion_mapping(model)
-    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
-    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    renamings, converters = _mapping(model)
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     state: dict[str, Any] = dict.fromkeys(names, True)
     prefix = model.base_model_prefix
@@ -157,7 +161,7 @@ def _rename(
     converted: dict[str, Conversion] = {}
     unexpected: set[str] = set()
     for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        name, pattern = rename_source_key(key, list(renamings), converters, prefix, state)
         if name not in names and key in names:
             name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=state)
         if name not in names:
@@ -166,7 +170,7 @@ def _rename(
         targets[key] = name
         if pattern is not None:
             converted[key] = Conversion(by_pattern[pattern], pattern)
-    return targets, converted, unexpected, tuple(renamings)
+    return targets, converted, unexpected, renamings
 
 
 def _other_targets(converted: dict[str, Conversion], targets: dict[str, str]) -> set[str]:
