@@ -60,14 +60,19 @@ def require_ray() -> Any:
 
 
 @contextmanager
-def on_cluster(job: Job, folder: Path, *, address: str | None = None) -> Iterator[ClusterExecutor]:
+def on_cluster(
+    job: Job, folder: Path, *, lock: int | None = None, address: str | None = None
+) -> Iterator[ClusterExecutor]:
     """Have the shards of a job written by the cluster at an address; None: RAY_ADDRESS, or one made of this machine.
+
+    The `lock` is of no use to tasks: each writes into a folder of its own.
 
     Raises:
         UsageError: the model is in the memory of this process.
         MissingExtraError: ray is not installed.
         ResumableError: there is no cluster at that address.
     """
+    del lock
     if job.source is None:
         raise UsageError(
             f"{printable(job.model)} is in the memory of this process, and a cluster reads files",

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -129,19 +130,34 @@ class Crew:
         return cast(T, answer)
 
     @contextmanager
-    def executor(self, job: Job, folder: Path) -> Iterator[Executor]:
-        """Workers that carry out the units of a job, for files in a folder; once for a crew."""
+    def executor(self, job: Job, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
+        """Workers that carry out the units of a job, for files in a folder; once for a crew, which ends with it.
+
+        They hold the `lock` on the folder too: if this process is killed, no other run gets it while one still writes.
+        """
         count = worthwhile_workers(job, len(self._ends))
         for end in self._ends[count:]:
             end.close()
         ends = self._ends[:count]
         fingerprint = {file: dict(stamp) for file, stamp in job.fingerprint.items()}
-        _send(self._control, True)
+        self._begin(lock)
         for end in ends:
             _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
         for end in ends:
             self.footprint.add(cast(Ready, self._receive(end)).pid)
-        yield _Workers(ends, self.footprint)
+        try:
+            yield _Workers(ends, self.footprint)
+        finally:
+            # Before the lock is given back: what opens files by their names would find those of the next run.
+            self.close()
+
+    def _begin(self, lock: int | None) -> None:
+        _send(self._control, lock is not None)
+        if lock is not None:
+            try:
+                send_handle(self._control, lock, self._head.pid)
+            except OSError as error:
+                raise _ended() from error
 
     def close(self) -> None:
         """End all processes, whatever they do, and wait until they are gone."""

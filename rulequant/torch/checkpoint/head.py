@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
             _fork(_serve_guest, guest, [wire, *workers])
         guest.close()
         _import_all()
-        wire.recv()  # to begin; or the run ends, and needs none
+        if wire.recv():  # to begin; or the run ends, and needs none
+            recv_handle(wire)  # the lock: held by the head, and all its copies, as long as they live
         for number, each in enumerate(workers):
             _fork(_work, each, [wire, *workers[number + 1 :]])
             each.close()

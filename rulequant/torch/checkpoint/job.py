@@ -108,6 +108,7 @@ def make_job(
         source=fingerprint,
         plan_sha256=plan.sha256,
         rules_sha256=plan.rules_sha256,
+        content_sha256=reader.content_sha256(),
         config={"dtype": survey.dtype, "source": config},
         container=survey.quant_method,
         mean_threads=mean_threads,

@@ -47,7 +47,8 @@ def in_process(reader: CheckpointReader) -> OpenExecutor:
     """Have the units of a job carried out here, by a reader that is its owner's."""
 
     @contextmanager
-    def open_executor(job: Job, folder: Path) -> Iterator[Executor]:
+    def open_executor(job: Job, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
+        del lock  # this process has it
         with closing(Bench(reader, folder, mean_threads=job.mean_threads)) as bench:
             yield InProcess(bench)
 

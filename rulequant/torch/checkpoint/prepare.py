@@ -31,7 +31,7 @@ def prepare(
     container: ContainerName = "auto",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Job:
-    """Find out what to write of a skeleton's source; no weight is read.
+    """Find out what to write of a skeleton's source; of its weights only samples are read.
 
     Where a plan is given, `made_with` are its rules, if they are to be kept too.
 

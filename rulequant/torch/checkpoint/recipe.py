@@ -22,6 +22,7 @@ _WORDS = {
     "rules_sha256": "other rules",
     "config_sha256": "another config.json of the model",
     "tensors_sha256": "other tensors in the model",
+    "content_sha256": "other weights in the model",
     "container": "another container ({old}, now {new})",
     "mean_threads": "another number of threads of torch ({old}, now {new})",
     "max_shard_bytes": "another largest file ({old:,} bytes, now {new:,})",
@@ -40,6 +41,8 @@ class Recipe:
     """`CheckpointReader.fingerprint()`: size and time of change of each file."""
     tensors_sha256: str
     """Of all headers of the source."""
+    content_sha256: str
+    """Of samples of its weights."""
     config_sha256: str
     """Of the source's config.json, and the dtype of what is not quantized."""
     container: str
@@ -62,6 +65,8 @@ class Recipe:
         names = [name for name in mine if found.get(name) != mine[name]]
         if len(names) > 1 and "layout_sha256" in names:
             names.remove("layout_sha256")  # it follows from the rest
+        if "content_sha256" in names and not {"source", "tensors_sha256"}.isdisjoint(names):
+            names.remove("content_sha256")  # which says less
         return [words for name in names for words in _difference(name, found.get(name), mine[name])]
 
 
@@ -72,6 +77,7 @@ def make_recipe(
     source: Mapping[str, Mapping[str, int]],
     plan_sha256: str,
     rules_sha256: str,
+    content_sha256: str,
     config: Mapping[str, Any],
     container: str,
     mean_threads: int,
@@ -84,6 +90,7 @@ def make_recipe(
         rules_sha256=rules_sha256,
         source=source,
         tensors_sha256=_digest(_entry(each) for each in tensors),
+        content_sha256=content_sha256,
         config_sha256=_digest([config]),
         container=container,
         mean_threads=mean_threads,

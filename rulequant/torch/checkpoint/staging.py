@@ -105,6 +105,11 @@ class Staging:
         """
         self._abandon(error, keep=_may_be_over(error) and self._holds_work())
 
+    @property
+    def lock(self) -> int | None:
+        """The descriptor of the lock: as long as any process has a copy of it, no other run gets the folder."""
+        return self._lock_fd
+
     def record(self, result: ShardResult) -> None:
         """Write down that a shard is finished, so that it need not be written again; CheckpointError if that fails."""
         self._journal.add(result)
@@ -274,6 +279,9 @@ class Staging:
                 (self.folder / _LOCK_NAME).unlink()
             with suppress(OSError):
                 self.folder.rmdir()
+        # Not by closing alone: workers that are gone already may have their copies a moment longer.
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 

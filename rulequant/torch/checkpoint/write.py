@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -29,8 +30,14 @@ __all__ = ["Applied", "OpenExecutor", "Progress", "check_ties", "needed_bytes", 
 _SPARE_BYTES = 16 << 20
 """For headers, config and side files, beside the tensors."""
 
-OpenExecutor = Callable[[Job, Path], AbstractContextManager[Executor | ShardExecutor]]
-"""Who carries out the units of a job, or writes its shards, for files in a folder."""
+
+class OpenExecutor(Protocol):
+    """Who carries out the units of a job, or writes its shards, for files in a folder."""
+
+    def __call__(
+        self, job: Job, folder: Path, *, lock: int | None = None
+    ) -> AbstractContextManager[Executor | ShardExecutor]:
+        """`lock` is the descriptor of the lock on the folder; other processes that write into it hold a copy."""
 
 
 class Progress(Protocol):
@@ -105,7 +112,7 @@ def write_output(
         applied = write_model(
             job,
             stage.path,
-            open_executor,
+            partial(open_executor, lock=stage.lock),
             memory=memory,
             kept=stage.kept,
             record=stage.record,

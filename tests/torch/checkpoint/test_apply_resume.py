@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from apply_runs import RULES, configure, run
 from apply_stops import Stop, contents, interrupt
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
 
 from rulequant.errors import CheckpointError, ResumableError
@@ -126,6 +128,27 @@ def test_another_source_starts_over(source: Path) -> None:
     assert notices[0].endswith(
         "it was made with another model.safetensors of the model and another config.json of the model"
     )
+
+
+def test_other_weights_start_over_though_size_and_time_are_the_same(source: Path) -> None:
+    """A store that gives all files one time holds another training of the model under the same name."""
+    path = source / "model.safetensors"
+    tensors, stamp = load_file(path), path.stat()
+    save_file({name: each + 1 for name, each in tensors.items()}, path, {"format": "pt"})
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert path.stat().st_size == stamp.st_size
+    _, notices = again(source)
+    assert notices[0].endswith(f"left in {source.parent / STAGING}: it was made with other weights in the model")
+    assert contents(source.parent / "out") == undisturbed(source)
+
+
+def test_a_restored_copy_goes_on(source: Path) -> None:
+    """The same files, copied elsewhere and back with their times, are the same source."""
+    shutil.copytree(source, source.parent / "backup")
+    shutil.rmtree(source)
+    shutil.copytree(source.parent / "backup", source)
+    shutil.rmtree(source.parent / "backup")
+    assert again(source)[1][0].startswith("checking 2 of 4 shards")
 
 
 def test_another_version_starts_over(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

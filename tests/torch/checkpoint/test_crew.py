@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -28,6 +29,7 @@ from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.shardfile import SMALLEST_MEMORY
 from rulequant.torch.checkpoint.shards import write_shards
 from rulequant.torch.checkpoint.sources import source_of
+from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.write import write_output
 from rulequant.torch.factories import NotFiniteError
 from rulequant.torch.skeleton import build_skeleton
@@ -103,9 +105,14 @@ from rulequant.torch.checkpoint.write import write_output
 from rulequant.torch.checkpoint import crew
 crew._BYTES_A_WORKER = 1
 job = pickle.loads(Path({str(tmp_path / "job")!r}).read_bytes())
+maps = []
+class Look:
+    def start(self, total_bytes, tensors): pass
+    def advance(self, tensor, nbytes):
+        if not maps and sys.platform == "linux":
+            maps.extend(Path(f"/proc/{{pid}}/maps").read_text() for pid in crew.footprint.pids)
 with CheckpointReader.attach(job.source, job.fingerprint) as reader, Crew(2) as crew:
-    write_output(job, reader, Path({str(tmp_path / "out")!r}), crew.executor, memory=32 << 20)
-    maps = [Path(f"/proc/{{pid}}/maps").read_text() for pid in crew.footprint.pids] if sys.platform == "linux" else []
+    write_output(job, reader, Path({str(tmp_path / "out")!r}), crew.executor, memory=32 << 20, progress=Look())
 print(sorted(set({HEAVY!r}) & set(sys.modules)), len(maps), any("bitsandbytes" in each for each in maps[1:]),
       all("libtorch" in each for each in maps[1:]))
 """
@@ -225,6 +232,32 @@ def test_a_worker_that_is_killed_is_told(source: Path, tmp_path: Path) -> None:
             list(write_shards(job.shards, tmp_path, executor, memory=32 << 20))
     assert "fewer --workers" in str(raised.value.remedy)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_hold_the_lock_and_end_with_the_executor(source: Path, tmp_path: Path) -> None:
+    """As long as one of them lives no other run gets the folder, even when the process that took it is gone."""
+    job, path = job_of(source), tmp_path / "lock"
+    lock, other = (os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with Crew(2) as crew:
+        with crew.executor(job, tmp_path, lock=lock):
+            os.close(lock)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            crew._head.kill()
+        assert all(is_gone(pid) for pid in crew.footprint.pids[1:])
+    fcntl.flock(other, fcntl.LOCK_EX)
+    os.close(other)
+
+
+def test_the_lock_is_given_back_at_the_end(source: Path, tmp_path: Path) -> None:
+    """At once, whoever has a copy: the next run may begin."""
+    job = job_of(source)
+    with Crew(2) as crew, Staging(tmp_path / "out") as stage, crew.executor(job, stage.path, lock=stage.lock):
+        copy = os.dup(stage.lock or 0)
+    with Staging(tmp_path / "out"):
+        pass
+    os.close(copy)
 
 
 PARENT = """

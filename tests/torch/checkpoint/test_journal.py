@@ -20,6 +20,7 @@ RECIPE = Recipe(
     rules_sha256="b" * 64,
     source={"model.safetensors": {"size": 12, "mtime_ns": 1_700_000_000_000_000_001}},
     tensors_sha256="c" * 64,
+    content_sha256="f" * 64,
     config_sha256="d" * 64,
     container="bitsandbytes",
     mean_threads=2,
@@ -194,6 +195,10 @@ def test_a_full_disk_is_told(tmp_path: Path, journal: Journal) -> None:
         pytest.param({"container": "rulequant"}, ["another container (bitsandbytes, now rulequant)"], id="container"),
         pytest.param(
             {"versions": {"rulequant": "1", "torch": "3"}}, ["another torch (2, now 3)"], id="version of torch"
+        ),
+        pytest.param({"content_sha256": "0"}, ["other weights in the model"], id="weights alone"),
+        pytest.param(
+            {"content_sha256": "0", "tensors_sha256": "0"}, ["other tensors in the model"], id="weights and tensors"
         ),
         pytest.param({"encoding": 2}, ["another version of rulequant"], id="encoding"),
         pytest.param(

@@ -108,6 +108,38 @@ def test_fingerprint_and_hashes_cover_index_and_shards(tmp_path: Path) -> None:
             reader.sha256("../secret")
 
 
+@pytest.mark.parametrize(
+    ("changed", "differs"),
+    [
+        pytest.param({}, False, id="the same"),
+        pytest.param({"b.2.w": torch.tensor([1.0, 2.0, 1.0])}, True, id="a value"),
+        pytest.param({"a": torch.tensor(-1.5)}, True, id="the only value"),
+    ],
+)
+def test_samples_tell_weights_apart(changed: dict[str, torch.Tensor], differs: bool, tmp_path: Path) -> None:
+    """Those of files of the same size; a copy with the same weights has the same."""
+    found = []
+    for name, changes in (("one", {}), ("two", changed)):
+        shards = {
+            file: tensors | {k: v for k, v in changes.items() if k in tensors} for file, tensors in SHARDS.items()
+        }
+        with CheckpointReader.open(_write(tmp_path / name, shards)) as reader:
+            found.append(reader.content_sha256())
+    assert (found[0] != found[1]) == differs
+
+
+def test_samples_are_few_and_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file with many tensors so many at most, the first and one near the end among them."""
+    monkeypatch.setattr(reader_module, "_SAMPLED_TENSORS", 4)
+    read = []
+    with CheckpointReader.open(
+        _write(tmp_path / "x", {"one.safetensors": {f"{i}": torch.ones(40) for i in range(10)}})
+    ) as reader:
+        monkeypatch.setattr(reader, "read_slice", lambda *arguments: read.append(arguments) or b"")
+        reader.content_sha256()
+    assert read == [(f"{i}", 48, 64) for i in (0, 3, 6, 9)]
+
+
 def test_the_hub_cache_is_read(tmp_path: Path) -> None:
     """Snapshot files that are links into the blobs of their repository are followed."""
     repo = tmp_path / "models--org--name"
