@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rulequant.diagnostics import Diagnostic, Location, Severity
+from rulequant.freed import idle_removals
 from rulequant.inventory import Inventory
 from rulequant.nearest import nearest_names
 from rulequant.ruleset import RuleSet
@@ -26,7 +27,8 @@ def check_across(rules: RuleSet, inventories: Sequence[Inventory]) -> Iterator[D
     if not ours:
         yield _not_checked(rules, inventories)
         return
-    uses = [select(rules, each).uses for each in ours]
+    selections = [select(rules, each) for each in ours]
+    uses = [each.uses for each in selections]
     for pattern in zip(*uses, strict=True):
         if pattern[0].entry.selector.optional:
             continue
@@ -35,6 +37,7 @@ def check_across(rules: RuleSet, inventories: Sequence[Inventory]) -> Iterator[D
             yield _matches_nowhere(pattern, ours)
         elif missing:
             yield _matches_in_some(pattern[0], missing, len(ours))
+    yield from idle_removals(rules, list(zip(ours, selections, strict=True)))
 
 
 def _not_checked(rules: RuleSet, inventories: Sequence[Inventory]) -> Diagnostic:

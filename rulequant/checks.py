@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rulequant.diagnostics import Diagnostic, Location, Severity
+from rulequant.freed import idle_removals
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.nearest import nearest_names
 from rulequant.plan import Decision
@@ -36,6 +37,7 @@ def check_plan(
     yield from _floors(rules, inventory, decisions)
     yield from _without_effect(rules, selection, {each.name: each for each in decisions})
     yield from _unmatched_exceptions(inventory, selection)
+    yield from idle_removals(rules, [(inventory, selection)])
     yield from _heavy_types(rules, inventory, selection, decisions)
     yield from _cautions(rules, inventory, decisions)
 
@@ -190,7 +192,9 @@ def _taken(use: PatternUse, earlier: Sequence[OriginSkip | OriginRule]) -> Diagn
     if isinstance(use.entry, OriginSkip):
         remedy = "remove it"
     elif all(isinstance(each, OriginSkip) for each in earlier):
-        remedy = "remove it, or give the skip an `except`: a skip always beats a rule"
+        ours = any(each.location.file == use.entry.location.file for each in earlier)
+        way = "give the skip an `except`" if ours else "take the skip back with `remove_skips`"
+        remedy = f"remove it, or {way}: a skip always beats a rule"
     else:
         remedy = "remove it, or move it up"
     message = f"selects only modules that {' and '.join(takers)}{more} already took"

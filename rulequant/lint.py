@@ -68,6 +68,7 @@ def _without_effect(own: LoadedFile, merged: RuleSet) -> Iterator[Diagnostic]:
         yield from _shadowed_rules(own, merged, rules)
         yield from _rules_behind_skips(own, merged, skips)
         yield from _subsumed_skips(own, merged, skips)
+        yield from _vain_removals(own, merged, skips)
         yield from _repeated_patterns(own, merged, steps)
     except TooManyStepsError:
         yield _warning(
@@ -103,7 +104,9 @@ def _rules_behind_skips(own: LoadedFile, merged: RuleSet, skips: SelectorCover) 
                 f"this rule ({_patterns(rule.selector)}) never applies: the skip at {_where(skip.location, own)} "
                 "takes all that it selects, and a skip always beats a rule",
                 rule.location,
-                remedy="remove one of the two, or give the skip an `except`",
+                remedy="remove one of the two, or give the skip an `except`"
+                if _of_file(skip.location, own)
+                else "remove it, or take the skip back: `remove_skips`",
             )
 
 
@@ -119,6 +122,23 @@ def _subsumed_skips(own: LoadedFile, merged: RuleSet, skips: SelectorCover) -> I
                 f"the one at {_where(merged.skips[wider].location, own)} selects all that it selects",
                 skip.location,
                 remedy="remove it",
+            )
+
+
+def _vain_removals(own: LoadedFile, merged: RuleSet, skips: SelectorCover) -> Iterator[Diagnostic]:
+    """Skips taken back whose modules another skip keeps; one that the file itself puts in their place is meant."""
+    for removed in merged.removed_skips:
+        wider = skips.of(removed.selector) if _of_file(removed.location, own) else []
+        others = [merged.skips[each] for each in wider if not _of_file(merged.skips[each].location, own)]
+        if others:
+            text = removed.selector.modules[0].text
+            yield _warning(
+                "RQ327",
+                f"taking back `{text}` changes nothing: the skip at {_where(others[0].location, own)} "
+                "selects all that it selected",
+                removed.location,
+                value=text,
+                remedy="take that one back too, or remove the entry",
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 from rulequant.bundled import PREFIX
 from rulequant.diagnostics import Location
+from rulequant.removal import Removal, take_back
 from rulequant.rulefile import RuleFile
 from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
 from rulequant.selector import Selector
 from rulequant.source import Document
 
-__all__ = ["LoadedFile", "file_key", "merge", "patterns_in", "pipeline_rules", "undefined_schemes"]
+__all__ = ["LoadedFile", "file_key", "merge", "patterns_in", "pipeline_rules", "removals_in", "undefined_schemes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,11 @@ def file_key(path: Path) -> Path:
         return path
 
 
-def merge(files: list[LoadedFile]) -> RuleSet:
-    """Fold the files into one, parents first: the later file wins, its rules come first, skips add up."""
+def merge(files: list[LoadedFile], parents: Mapping[LoadedFile, frozenset[str]]) -> RuleSet:
+    """Fold the files into one, parents first: the later file wins, its rules come first, skips add up.
+
+    `parents` names the files that a file extends, of those with `remove_skips`, whose reach they are.
+    """
     values: dict[str, Any] = {}
     origins: dict[str, Location] = {}
     for each in files:
@@ -65,7 +69,9 @@ def merge(files: list[LoadedFile]) -> RuleSet:
                 update=content.expect.model_dump(exclude_unset=True)
             )
             origins |= {f"expect.{key}": document.key(("expect", key)) for key in content.expect.model_fields_set}
-        values["skips"] = (*values.get("skips", ()), *_skips(each))
+        kept, removed = take_back(values.get("skips", ()), removals_in(each), parents.get(each, frozenset()))
+        values["skips"] = (*kept, *_skips(each))
+        values["removed_skips"] = (*values.get("removed_skips", ()), *removed)
         values["rules"] = (*_rules(each), *values.get("rules", ()))
     last = files[-1]
     return RuleSet(
@@ -98,6 +104,15 @@ def _skips(loaded: LoadedFile) -> list[OriginSkip]:
     return [
         OriginSkip(each, *_places(loaded, ("skip_modules", index), each))
         for index, each in enumerate(loaded.content.skip_modules)
+    ]
+
+
+def removals_in(loaded: LoadedFile) -> list[Removal]:
+    """The patterns under `remove_skips`, in order."""
+    return [
+        Removal(text, loaded.document.value(("remove_skips", index, "modules", number)), each.reason)
+        for index, each in enumerate(loaded.content.remove_skips)
+        for number, text in enumerate(each.modules)
     ]
 
 

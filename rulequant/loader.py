@@ -18,7 +18,16 @@ from rulequant.bundled import PREFIX, bundled_names, bundled_path
 from rulequant.diagnostics import Diagnostic, DiagnosticsError, Location, Severity, did_you_mean, has_errors
 from rulequant.errors import UsageError
 from rulequant.limits import past_limit, patterns_of, too_many
-from rulequant.loaded import LoadedFile, file_key, merge, patterns_in, pipeline_rules, undefined_schemes
+from rulequant.loaded import (
+    LoadedFile,
+    file_key,
+    merge,
+    patterns_in,
+    pipeline_rules,
+    removals_in,
+    undefined_schemes,
+)
+from rulequant.removal import removes_nothing
 from rulequant.rulefile import PIPELINE_KEYS, RuleFile
 from rulequant.ruleset import RuleSet
 from rulequant.source import MAX_PROBLEMS, Document
@@ -68,7 +77,8 @@ class Loader:
             return None
         if loaded.content.components:
             return self._pipeline(loaded)
-        merged = merge(ordered)
+        parents = {each: self._parents(each) for each in ordered if each.content.remove_skips}
+        merged = merge(ordered, parents)
         past = past_limit(patterns_in(merged))
         if past:
             self._add(too_many(*past))
@@ -79,7 +89,15 @@ class Loader:
             remedy = f"defined: {', '.join(known)}" if known else "define it under `schemes`"
             remedy = (did_you_mean(name, known) if number < _MAX_SUGGESTIONS else None) or remedy
             self._report("RQ301", f"no scheme is called `{name}`", place, value=name, allowed=known, remedy=remedy)
-        return None if undefined else merged
+        idle = [
+            found
+            for each, files in parents.items()
+            for removal in removals_in(each)
+            if (found := removes_nothing(removal, merged, files))
+        ]
+        for diagnostic in idle:
+            self._add(diagnostic)
+        return None if undefined or idle else merged
 
     def chain(self, loaded: LoadedFile) -> list[LoadedFile] | None:
         """The file and all that it extends, each once, parents first; None where any of them has errors."""
@@ -101,6 +119,10 @@ class Loader:
                 trail.append(parent)
                 pending.append(iter(enumerate(parent.content.extends)))
         return None if missing else ordered
+
+    def _parents(self, loaded: LoadedFile) -> frozenset[str]:
+        """The files that a file extends, directly or by way of others."""
+        return frozenset(each.file for each in self.chain(loaded) or () if each is not loaded)
 
     def components(self, loaded: LoadedFile) -> dict[str, LoadedFile] | None:
         """The rule file of each component that a file names; None where one is missing or has errors."""

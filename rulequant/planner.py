@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rulequant.checks import check_plan, in_layers, quantized_share
 from rulequant.containers import ContainerName, in_container
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision, Plan
 from rulequant.predicate import Objection, objections
-from rulequant.ruleset import RuleSet
+from rulequant.removal import taken_back
+from rulequant.ruleset import OriginRule, RemovedSkip, RuleSet
 from rulequant.selection import Selection, select
 
 __all__ = ["decide", "make_plan", "tied_modules"]
@@ -51,9 +54,16 @@ def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, tied: frozens
         bytes_before=info.nbytes,
         bytes_after=scheme.bytes_after(info),
         scheme=name,
-        detail=rule.selector.reason if rule else None,
+        detail=_why(rule, selection.removed_of(info)),
         rule=rule.location if rule else rules.origin("scheme"),
     )
+
+
+def _why(rule: OriginRule | None, removed: Sequence[RemovedSkip]) -> str | None:
+    """The reason of the rule that decided, and that of taking back the skips that would have."""
+    reasons = [rule.selector.reason] if rule and rule.selector.reason else []
+    reasons += [taken_back(each) for each in removed]
+    return "; ".join(reasons) or None
 
 
 def _keep(info: ModuleInfo, objection: Objection | None) -> Decision:

@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 from rulequant.diagnostics import Diagnostic, Location, closest, did_you_mean
 from rulequant.edits import convert_value, rename_key, respell_value, to_braces
 from rulequant.globtext import MULTI_DIGIT_CLASS
-from rulequant.remedies import GIVE_VALUE, key_remedy, keys_of, share_remedy, type_remedy
-from rulequant.rulefile import Expect, Rule, RuleFile, SkipModules
+from rulequant.remedies import GIVE_VALUE, PATTERN_LISTS, key_remedy, keys_of, share_remedy, type_remedy
+from rulequant.rulefile import Expect, RemoveSkips, Rule, RuleFile, SkipModules
 from rulequant.schemes import scheme_class
 from rulequant.source import MAX_PROBLEMS, DataPath, Document
 
@@ -74,7 +74,7 @@ def _is_explained(error: ErrorDetails, document: Document) -> bool:
         return False
     path, key = _parent(error, document), str(error["loc"][-1])
     known, present = _allowed_keys(path, document.data), _keys_at(path, document.data)
-    if path[:1] == ("skip_modules",) and len(present) == 1 and present[0] not in known:
+    if path[:1] in PATTERN_LISTS and len(present) == 1 and present[0] not in known:
         return True  # `- lm_head: a reason`
     unknown = [each for each in present if each not in known][:_MANY_KEYS]
     return bool(known) and any(closest(each, known)[:1] == [key] for each in unknown)
@@ -144,7 +144,7 @@ def _not_allowed(error: ErrorDetails, path: DataPath, document: Document) -> Dia
 def _wrong_type(error: ErrorDetails, path: DataPath, document: Document) -> Diagnostic:
     given = error["input"]
     wanted = _WRONG_TYPE[error["type"]]
-    or_pattern = "a pattern or " if wanted == "a mapping" and path[:1] == ("skip_modules",) else ""
+    or_pattern = "a pattern or " if wanted == "a mapping" and path[:1] in PATTERN_LISTS else ""
     return Diagnostic(
         "RQ104",
         f"{_name(path)} must be {or_pattern}{wanted}, not {_show(given)}",
@@ -195,6 +195,8 @@ def _model_at(path: DataPath, data: Any) -> type[BaseModel] | None:
             return RuleFile
         case ("skip_modules", int()):
             return SkipModules
+        case ("remove_skips", int()):
+            return RemoveSkips
         case ("rules", int()):
             return Rule
         case ("expect",):

@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from rulequant.diagnostics import did_you_mean
-from rulequant.rulefile import Expect, Rule, RuleFile, SkipModules
+from rulequant.rulefile import Expect, RemoveSkips, Rule, RuleFile, SkipModules
 from rulequant.scalars import NumberTooLongError, quote, resolve
 from rulequant.schemes import BUILTIN
 from rulequant.source import DataPath
 from rulequant.sourcetext import shorten
 
-__all__ = ["GIVE_VALUE", "key_remedy", "keys_of", "share_remedy", "type_remedy"]
+__all__ = ["GIVE_VALUE", "PATTERN_LISTS", "key_remedy", "keys_of", "share_remedy", "type_remedy"]
 
 GIVE_VALUE = "remove the key, or give it a value"
 
@@ -21,10 +21,13 @@ _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "y"), "true"),
     **dict.fromkeys(("false", "no", "off", "n"), "false"),
 }
+PATTERN_LISTS = {("skip_modules",), ("remove_skips",)}
+"""Lists whose entries may be a pattern alone."""
 _HOMES: tuple[tuple[type[BaseModel], str], ...] = (
     (RuleFile, "at the top level of the file"),
     (Rule, "in an entry of `rules`"),
     (SkipModules, "in an entry of `skip_modules`"),
+    (RemoveSkips, "in an entry of `remove_skips`"),
     (Expect, "under `expect`"),
     *((model, f"in a scheme of the method {name}") for name, model in BUILTIN.items()),
 )
@@ -43,9 +46,9 @@ def key_remedy(key: str, path: DataPath, value: Any, allowed: list[str]) -> str:
     homes = [where for model, where in _HOMES if key in keys_of(model)]
     if homes:
         return f"it belongs {' or '.join(homes)}; here: {', '.join(allowed)}" if allowed else f"it belongs {homes[0]}"
-    if path[:1] == ("skip_modules",) and value is None:
+    if path[:1] in PATTERN_LISTS and value is None:
         return f"for a pattern, remove the colon: `- {quote(shorten(key))}`"
-    if path[:1] == ("skip_modules",) and isinstance(value, str):
+    if path[:1] in PATTERN_LISTS and isinstance(value, str):
         return f"for a pattern with a reason: `{{modules: {quote(shorten(key))}, reason: {shorten(value)}}}`"
     return f"allowed keys: {', '.join(allowed)}"
 
@@ -82,7 +85,7 @@ def _instead_of_nothing(path: DataPath) -> str:
 def _text_remedy(given: Any, path: DataPath, raw: str | None) -> str:
     if not isinstance(given, list | dict):
         return _in_quotes(given, raw)
-    if path[:1] == ("skip_modules",) or "modules" in path or "except" in path:
+    if path[:1] in PATTERN_LISTS or "modules" in path or "except" in path:
         return 'a pattern that starts with `[` or `{` must be quoted: "[0-9].mlp"'
     return "write one text; quote it if it holds brackets, braces or `: `"
 
@@ -135,9 +138,9 @@ def _mapping_remedy(given: Any, path: DataPath, raw: str | None) -> str:
             return f"{what}; a rule file starts with `version: 1`"
         case ("rules", int()), str():
             return f"a rule says how: `{{modules: {quote(shorten(given))}, scheme: NAME}}`"
-        case ("skip_modules", int()), int() | float():
+        case ("skip_modules" | "remove_skips", int()), int() | float():
             return _in_quotes(given, raw)
-        case ("rules" | "skip_modules", int()), _:
+        case ("rules" | "skip_modules" | "remove_skips", int()), _:
             return "write `modules: ...`"
         case ("schemes",), _:
             return "give each scheme a name: `NAME: {method: bnb_4bit}`"

@@ -10,17 +10,32 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rulequant.errors import UsageError
+from rulequant.globtext import MAX_LENGTH
 from rulequant.schemes import BUILTIN, Scheme, methods, scheme_class
 from rulequant.selector import OneOrMore, Selector, TypePattern
 
-__all__ = ["PIPELINE_KEYS", "Expect", "Rule", "RuleFile", "SkipModules"]
+__all__ = ["PIPELINE_KEYS", "Expect", "RemoveSkips", "Rule", "RuleFile", "SkipModules"]
 
 PIPELINE_KEYS = frozenset({"version", "name", "description", "components"})
 """What a file that names components may say."""
 
 
+PatternText = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+
+
 class SkipModules(Selector):
     """Modules that stay as they are. A skip always beats a rule."""
+
+
+class RemoveSkips(BaseModel):
+    """Skips of the files that this one extends, taken back. A bare string is short for `{modules: ...}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    modules: OneOrMore[PatternText] = Field(
+        description="Patterns of inherited skips, letter by letter as they stand there."
+    )
+    reason: str | None = Field(default=None, min_length=1, description="Why; printed by plan and why.")
 
 
 class Rule(Selector):
@@ -113,6 +128,7 @@ class _SchemeSchema:
 
 
 SkipEntry = Annotated[SkipModules, BeforeValidator(_from_string), _StringOrObject]
+RemovalEntry = Annotated[RemoveSkips, BeforeValidator(_from_string), _StringOrObject]
 SchemeEntry = Annotated[Scheme, PlainValidator(_scheme), _SchemeSchema]
 Many: Callable[..., Any] = partial(Field, strict=False)
 
@@ -137,6 +153,9 @@ class RuleFile(BaseModel):
     )
     skip_modules: tuple[SkipEntry, ...] = Many(
         default=(), description="Modules that stay as they are; adds to the parents'."
+    )
+    remove_skips: tuple[RemovalEntry, ...] = Many(
+        default=(), description="Skips of the files that this one extends, taken back by their patterns."
     )
     output_embeddings: Literal["skip", "quantize"] | None = Field(
         default=None,

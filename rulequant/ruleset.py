@@ -12,7 +12,7 @@ from rulequant.rulefile import Expect, Rule, SkipModules
 from rulequant.schemes import Scheme
 from rulequant.selector import Selector
 
-__all__ = ["DEFAULT_TYPES", "OriginRule", "OriginSkip", "RuleSet"]
+__all__ = ["DEFAULT_TYPES", "OriginRule", "OriginSkip", "RemovedSkip", "RuleSet"]
 
 DEFAULT_TYPES = ("Linear",)
 
@@ -25,6 +25,22 @@ class OriginSkip:
     location: Location
     pattern_locations: tuple[Location, ...]
     except_locations: tuple[Location, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedSkip:
+    """A pattern of a skip that a file takes back from one that it extends; the engine no longer evaluates it."""
+
+    skip: OriginSkip
+    """The skip as it was, with this pattern alone."""
+    location: Location
+    """Of the entry in `remove_skips`."""
+    reason: str | None = None
+
+    @property
+    def selector(self) -> SkipModules:
+        """What the skip selected."""
+        return self.skip.selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,8 @@ class RuleSet:
     models: tuple[str, ...] = ()
     quantizable_types: tuple[str, ...] = DEFAULT_TYPES
     skips: tuple[OriginSkip, ...] = ()
+    removed_skips: tuple[RemovedSkip, ...] = ()
+    """What was inherited and taken back: to be told, not evaluated, and no part of what the rule set means."""
     output_embeddings: Literal["skip", "quantize"] = "skip"
     schemes: dict[str, Scheme] = field(default_factory=dict)
     scheme: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rulequant.globs import Glob, GlobSet
 from rulequant.inventory import Inventory, ModuleInfo
-from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
+from rulequant.ruleset import OriginRule, OriginSkip, RemovedSkip, RuleSet
 
 __all__ = ["PatternUse", "Selection", "select"]
 
@@ -40,6 +40,8 @@ class Selection:
     skips: dict[str, tuple[OriginSkip, ...]] = field(default_factory=dict)
     rules: dict[str, tuple[OriginRule, ...]] = field(default_factory=dict)
     uses: tuple[PatternUse, ...] = ()
+    removed: dict[str, tuple[RemovedSkip, ...]] = field(default_factory=dict)
+    """The skips that would select each module, had no file taken them back."""
     unused_exceptions: tuple[tuple[OriginSkip | OriginRule, Glob], ...] = ()
     """The `except` patterns that leave out nothing of what the patterns beside them name."""
 
@@ -51,20 +53,37 @@ class Selection:
         """The rules that select a module; the first one wins."""
         return self.rules.get(info.name, ())
 
+    def removed_of(self, info: ModuleInfo) -> tuple[RemovedSkip, ...]:
+        """The skips that were taken back and would select a module."""
+        return self.removed.get(info.name, ())
+
 
 def select(rules: RuleSet, inventory: Inventory) -> Selection:
     """Match every pattern of the rule set against every module, under its name and its aliases."""
     table = _Table([*rules.skips, *rules.rules])
-    chosen = GlobSet(table.globs).select(name for info in inventory.modules for name in info.names)
     skips: dict[str, tuple[OriginSkip, ...]] = {}
     found: dict[str, tuple[OriginRule, ...]] = {}
+    for info, taken in _taken(table, inventory):
+        skips[info.name] = tuple(each for each in taken if isinstance(each, OriginSkip))
+        found[info.name] = tuple(each for each in taken if isinstance(each, OriginRule))
+    return Selection(skips, found, tuple(table.uses), _removed(rules, inventory), tuple(table.unused_exceptions()))
+
+
+def _removed(rules: RuleSet, inventory: Inventory) -> dict[str, tuple[RemovedSkip, ...]]:
+    if not rules.removed_skips:
+        return {}
+    by_skip = {id(each.skip): each for each in rules.removed_skips}
+    table = _Table([each.skip for each in rules.removed_skips])
+    return {info.name: tuple(by_skip[id(each)] for each in taken) for info, taken in _taken(table, inventory)}
+
+
+def _taken(table: _Table, inventory: Inventory) -> Iterator[tuple[ModuleInfo, list[OriginSkip | OriginRule]]]:
+    """The modules that any glob of a table selects, with the entries that take them."""
+    chosen = GlobSet(table.globs).select(name for info in inventory.modules for name in info.names)
     for info in inventory.modules:
         hits = chosen[info.name].union(*(chosen[alias] for alias in info.aliases))
         if hits:
-            taken = table.take(info, hits)
-            skips[info.name] = tuple(each for each in taken if isinstance(each, OriginSkip))
-            found[info.name] = tuple(each for each in taken if isinstance(each, OriginRule))
-    return Selection(skips, found, tuple(table.uses), tuple(table.unused_exceptions()))
+            yield info, table.take(info, hits)
 
 
 class _Table:

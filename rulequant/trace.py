@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from rulequant.diagnostics import Location, closest
@@ -13,7 +13,8 @@ from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision
 from rulequant.planner import decide, tied_modules
 from rulequant.predicate import Objection, Reason, objections
-from rulequant.ruleset import OriginRule, OriginSkip, RuleSet
+from rulequant.removal import taken_back
+from rulequant.ruleset import OriginRule, OriginSkip, RemovedSkip, RuleSet
 from rulequant.selection import Selection, select
 from rulequant.selector import type_matches
 
@@ -71,6 +72,8 @@ class Attempt:
     scheme: str | None = None
     near_miss: bool = False
     """It would select the module but for one thing, which `why` names."""
+    taken_back: Location | None = None
+    """Where the skip is taken back, which it then no longer is."""
 
     def to_dict(self) -> dict[str, Any]:
         """The attempt as JSON-ready data."""
@@ -83,6 +86,7 @@ class Attempt:
             "decides": self.decides,
             "scheme": self.scheme,
             "near_miss": self.near_miss,
+            "taken_back": _place(self.taken_back),
         }
 
 
@@ -211,8 +215,17 @@ def _attempts(info: ModuleInfo, rules: RuleSet, selection: Selection, decision: 
     deciding_skip = skips[0] if decision.reason == "skip" and skips else None
     deciding_rule = chosen[0] if decision.quantize and chosen else None
     found = [_attempt(each, info, selects=each in skips, decides=each is deciding_skip) for each in rules.skips]
+    found += [_removed(each, info, selection) for each in rules.removed_skips]
     found += [_attempt(each, info, selects=each in chosen, decides=each is deciding_rule) for each in rules.rules]
     return found
+
+
+def _removed(removed: RemovedSkip, info: ModuleInfo, selection: Selection) -> Attempt:
+    """A skip that is taken back, and whether it would have selected the module."""
+    would = removed in selection.removed_of(info)
+    tried = _attempt(removed.skip, info, selects=would, decides=False)
+    why = taken_back(removed) if would else tried.why
+    return replace(tried, selects=False, why=why, near_miss=False, taken_back=removed.location)
 
 
 def _attempt(entry: OriginSkip | OriginRule, info: ModuleInfo, *, selects: bool, decides: bool) -> Attempt:

@@ -36,6 +36,7 @@ BEYOND = {
     "RQ322": "whether the rule file of a component exists",
     "RQ323": "whether the rule file of a component names components itself",
     "RQ324": "whether what it extends names components",
+    "RQ326": "whether a parent has the skip that is taken back",
 }
 # The same for single examples of codes that the schema knows otherwise.
 BEYOND_EXAMPLES = {

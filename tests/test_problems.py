@@ -23,7 +23,8 @@ CASES: dict[str, tuple[str, str]] = {
         "version: 1\nzzz: 3\n",
         (
             "2:1: RQ101 error: unknown key `zzz`; allowed keys: version, name, description, extends, models, "
-            "quantizable_types, skip_modules, output_embeddings, schemes, scheme, rules, expect, components"
+            "quantizable_types, skip_modules, remove_skips, output_embeddings, schemes, scheme, rules, "
+            "expect, components"
         ),
     ),
     "unknown-key-in-a-skip": (

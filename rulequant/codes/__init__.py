@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from rulequant.codes import checkpoint, components, content, model, reading, references
+from rulequant.codes import checkpoint, components, content, model, reading, references, removals
 from rulequant.codes.entry import Code
 
 __all__ = ["CODES", "Code", "explanation", "page"]
@@ -13,7 +13,7 @@ __all__ = ["CODES", "Code", "explanation", "page"]
 GROUPS: tuple[tuple[str, tuple[Code, ...]], ...] = (
     ("Reading the file", reading.CODES),
     ("Keys, values and patterns", content.CODES),
-    ("What the entries say to each other", (*references.CODES, *components.CODES)),
+    ("What the entries say to each other", (*references.CODES, *components.CODES, *removals.CODES)),
     ("Rules against a model", model.CODES),
     ("Writing a checkpoint", checkpoint.CODES),
 )

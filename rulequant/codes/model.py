@@ -1,4 +1,4 @@
-"""RQ401 to RQ411, RQ451 to RQ454: what a rule set and a model say about each other."""
+"""RQ401 to RQ412, RQ451 to RQ454: what a rule set and a model say about each other."""
 
 from __future__ import annotations
 
@@ -113,6 +113,14 @@ extends: causal_lm
         why="The CPU kernels of bitsandbytes (seen in 0.50.2) dequantize such rows wrongly without an error. Layers "
         "made by rulequant, in memory or from a checkpoint in the `rulequant` container, go round these kernels; a "
         "plain `bitsandbytes` checkpoint is run by the layers of bitsandbytes itself.",
+    ),
+    warning(
+        "RQ412",
+        "a skip is taken back in vain",
+        what="`remove_skips` takes back a skip of a parent, and of this model no module becomes quantizable by that: "
+        "the skip selected none, another skip keeps them, or their class is not one of `quantizable_types`.",
+        why="The file looks as if it quantized what the parent leaves alone. `validate --model` warns only where no "
+        "given model gains anything.",
     ),
     note(
         "RQ451",

@@ -1,4 +1,4 @@
-"""RQ301 to RQ317: schemes, parents, and entries that have no effect."""
+"""RQ301 to RQ318: schemes, parents, and entries that have no effect."""
 
 from __future__ import annotations
 

@@ -94,13 +94,13 @@ def _row(folded: Fold[Decision]) -> tuple[str, ...]:
 
 
 def verdict(decision: Decision, limit: int = _DETAIL) -> str:
-    """The scheme, or why there is none: `skip: the router decides (rules.yaml:7)`."""
-    if decision.scheme:
-        return decision.scheme
+    """The scheme, or why there is none, with the reason: `skip: the router decides (rules.yaml:7)`."""
     detail = (decision.detail or "").removeprefix("skip_modules: ")
-    text = str(decision.reason)
+    text = decision.scheme or str(decision.reason)
     if decision.reason != "type" and detail:
         text += f": {detail if len(detail) <= limit else detail[: limit - 1] + '…'}"
+    if decision.scheme:
+        return text
     return f"{text} ({decision.rule.file}:{decision.rule.line})" if decision.rule else text
 
 

@@ -36,6 +36,15 @@ def rules_text(rules: RuleSet, style: Style = PLAIN) -> str:
 
 def rules_data(rules: RuleSet) -> dict[str, Any]:
     """The rule set and its origins as JSON-ready data."""
+    removed = [
+        {
+            "modules": each.selector.modules[0].text,
+            "skip": _place(each.skip.location),
+            "taken_back": _place(each.location),
+            "reason": each.reason,
+        }
+        for each in rules.removed_skips
+    ]
     origins = {key: _place(each) for key, each in rules.origins.items()}
     origins |= {f"skip_modules[{index}]": _place(each.location) for index, each in enumerate(rules.skips)}
     origins |= {f"rules[{index}]": _place(each.location) for index, each in enumerate(rules.rules)}
@@ -46,6 +55,7 @@ def rules_data(rules: RuleSet) -> dict[str, Any]:
         "sha256": rules.sha256,
         "rules": rules.to_dict(),
         "origins": origins,
+        "removed_skips": removed,
     }
 
 
@@ -56,6 +66,8 @@ def _place(location: Location) -> dict[str, Any]:
 def _lines(rules: RuleSet) -> Iterator[Line]:
     data = rules.to_dict()
     for key, value in data.items():
+        if key == "output_embeddings":
+            yield from _removed(rules)
         if key == "skip_modules":
             yield "skip_modules:", None
             yield from _entries(rules.skips, value)
@@ -71,6 +83,14 @@ def _lines(rules: RuleSet) -> Iterator[Line]:
                 f"{key}: {_flow(value)}",
                 _origin(rules, key) if key not in {"version", "name", "description"} else None,
             )
+
+
+def _removed(rules: RuleSet) -> Iterator[Line]:
+    """The skips that are no longer there, as comments."""
+    for each in rules.removed_skips:
+        reason = f": {printable(each.reason)}" if each.reason else ""
+        text = f"# taken back: {scalar(each.selector.modules[0].text)}{reason}"
+        yield text, f"{_where(each.skip.location)}, at {_where(each.location)}"
 
 
 def _origin(rules: RuleSet, *keys: str) -> str:

@@ -49,7 +49,8 @@ def _answer(decision: Decision, style: Style) -> str:
     place = f" ({printable(decision.rule.file)}:{decision.rule.line})" if decision.rule else ""
     sizes = f"{size(decision.bytes_before)} -> {size(decision.bytes_after)}"
     if decision.quantize:
-        return f"{style.green('quantized')} with {printable(str(decision.scheme))}{place}, {sizes}"
+        reason = f"\n  {printable(decision.detail)}" if decision.detail else ""
+        return f"{style.green('quantized')} with {printable(str(decision.scheme))}{place}, {sizes}{reason}"
     return f"{style.yellow('not quantized')}: {decision.reason}: {printable(decision.detail or '')}{place}"
 
 
@@ -71,7 +72,10 @@ def _attempt(attempt: Attempt, style: Style) -> Iterator[str]:
     mark = style.green(">") if attempt.decides else "+" if attempt.selects else "~" if attempt.near_miss else " "
     patterns = ", ".join(printable(each) for each in attempt.patterns)
     scheme = f" -> {printable(attempt.scheme)}" if attempt.scheme else ""
-    text = f"{mark} {attempt.kind}     {patterns}{scheme}  ({printable(attempt.location.file)}:{attempt.location.line})"
+    back = attempt.taken_back
+    until = f", taken back at {printable(back.file)}:{back.line}" if back else ""
+    place = f"{printable(attempt.location.file)}:{attempt.location.line}{until}"
+    text = f"{mark} {attempt.kind}     {patterns}{scheme}  ({place})"
     yield text if attempt.selects or attempt.near_miss else style.dim(text)
     if attempt.selects or attempt.near_miss:
         verdict = "decides: " if attempt.decides else "selects it: " if attempt.selects else "almost: "
