@@ -62,7 +62,7 @@ def test_it_changes_what_the_rule_set_means() -> None:
     assert rules.sha256 != load_rules("base.yaml").sha256
     text = rules_text(rules)
     line = next(each for each in text.splitlines() if "taken back" in each)
-    assert line.split() == ['#', 'taken', 'back:', '"**.mlp":', 'measured', '#', 'base.yaml:5,', 'at', 'child.yaml:4']
+    assert line.split() == ["#", "taken", "back:", '"**.mlp":', "measured", "#", "base.yaml:5,", "at", "child.yaml:4"]
     Path("whole.yaml").write_text(text)
     assert load_rules("whole.yaml").sha256 == rules.sha256
     assert rules_data(rules)["removed_skips"] == [
