@@ -84,6 +84,7 @@ class PipelinePlan:
             "pipeline": self.pipeline,
             "rules": self.rules,
             "rules_sha256": self.rules_sha256,
+            "plan_sha256": self.merged.sha256,
             "components": {name: plan.to_dict() for name, plan in self.components.items()},
             "copied": dict(self.copied),
             "summary": self.summary,

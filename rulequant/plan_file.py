@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rulequant.diagnostics import Diagnostic, Location, Severity, has_errors
 from rulequant.errors import UsageError
+from rulequant.pipeline_plan import PipelinePlan
 from rulequant.plan import FORMAT_VERSION, Decision, Plan
 from rulequant.predicate import Reason
 from rulequant.schemes import Scheme, scheme_class
@@ -87,12 +88,26 @@ class _PlanFile(Part):
     diagnostics: list[_Finding]
 
 
+class _PipelineFile(Part):
+    model: str
+    pipeline: str
+    rules: str
+    rules_sha256: str
+    plan_sha256: str
+    components: dict[str, _PlanFile]
+    copied: dict[str, Count]
+    diagnostics: list[_Finding]
+
+
 def load_plan(path: Path) -> Plan:
-    """Read a plan that `rulequant plan -o FILE` wrote; as `read_plan`."""
-    return read_plan(path)[0]
+    """Read a plan of one model that `rulequant plan -o FILE` wrote; as `read_plan`."""
+    plan = read_plan(path)[0]
+    if isinstance(plan, PipelinePlan):
+        raise UsageError(f"{path} is the plan of a pipeline, of several models", remedy="give the plan of one of them")
+    return plan
 
 
-def read_plan(path: Path) -> tuple[Plan, dict[str, Any] | None]:
+def read_plan(path: Path) -> tuple[Plan | PipelinePlan, dict[str, Any] | None]:
     """Read a plan that `rulequant plan -o FILE` wrote, and what was saved with it of its checkpoint, unchecked.
 
     Raises:
@@ -111,6 +126,8 @@ def read_plan(path: Path) -> tuple[Plan, dict[str, Any] | None]:
     if version != FORMAT_VERSION:
         raise UsageError(f"{path}: plan format {version!r}; this rulequant reads {FORMAT_VERSION}", remedy=_REMEDY)
     try:
+        if "pipeline" in data:
+            return _checked_pipeline(_PipelineFile.model_validate(data)), None
         plan = _checked(_PlanFile.model_validate(data))
     except ValidationError as error:
         raise UsageError(f"{path} is not a valid plan: {first_problem(error)}", remedy=_REMEDY) from error
@@ -142,9 +159,7 @@ def _checked(file: _PlanFile) -> Plan:
         container=file.container,
         layer_coverage=file.summary.layer_coverage,
     )
-    if has_errors(plan.diagnostics):
-        first = next(each for each in plan.diagnostics if each.severity is Severity.ERROR)
-        raise ValueError(f"it was saved with findings that stand in its way: {first.concise()}")
+    _require_ok(plan.diagnostics)
     if len(plan.by_name) != len(plan.decisions):
         raise ValueError("a module comes twice")
     for key, value in file.summary.model_dump().items():
@@ -153,6 +168,27 @@ def _checked(file: _PlanFile) -> Plan:
     if plan.sha256 != file.plan_sha256:
         raise ValueError("it was edited, or another version made it: modules and schemes do not hash to plan_sha256")
     return plan
+
+
+def _checked_pipeline(file: _PipelineFile) -> PipelinePlan:
+    _require_ok(tuple(_diagnostic(each) for each in file.diagnostics))
+    plan = PipelinePlan(
+        model=file.model,
+        pipeline=file.pipeline,
+        rules=file.rules,
+        rules_sha256=file.rules_sha256,
+        components={name: _checked(each) for name, each in file.components.items()},
+        copied=file.copied,
+    )
+    if plan.merged.sha256 != file.plan_sha256:
+        raise ValueError("it was edited: its components do not hash to plan_sha256")
+    return plan
+
+
+def _require_ok(diagnostics: tuple[Diagnostic, ...]) -> None:
+    if has_errors(diagnostics):
+        first = next(each for each in diagnostics if each.severity is Severity.ERROR)
+        raise ValueError(f"it was saved with findings that stand in its way: {first.concise()}")
 
 
 def read_scheme(name: str, data: dict[str, Any]) -> Scheme:

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
     from rulequant.cli.jobs import Request
     from rulequant.containers import ContainerName
+    from rulequant.pipeline_plan import PipelinePlan
     from rulequant.plan import Plan
+    from rulequant.torch.checkpoint.finish import Applied
     from rulequant.torch.checkpoint.job import Job
+    from rulequant.torch.checkpoint.pipeline_job import PipelineJob
     from rulequant.torch.checkpoint.reader import CheckpointReader
-    from rulequant.torch.checkpoint.write import Applied, OpenExecutor
+    from rulequant.torch.checkpoint.write import OpenExecutor
 
-    Write = Callable[[Job, CheckpointReader, OpenExecutor], Applied]
+    Write = Callable[[Job | PipelineJob, CheckpointReader, OpenExecutor], Applied]
 
 __all__ = ["command"]
 
@@ -102,18 +105,9 @@ def command(
         raise UsageError("--ray-address is for --executor ray", remedy="give both, or neither")
     _check_model(model)
     _check_output(output)
-    from rulequant.cli.inputs import is_pipeline
     from rulequant.cli.jobs import Request
     from rulequant.cli.summary import own_peak_memory, record, summarize
 
-    if is_pipeline(model) and executor == "ray":
-        raise UsageError(f"{model} is a pipeline, and --executor ray is for one model", remedy="apply it locally")
-    if is_pipeline(model):
-        _pipeline(
-            model, rules, plan_file, output, max_shard_size,
-            container=container, quiet=quiet, form=form, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        return
     began = time.monotonic()
     try:
         with stops_cleanly():
@@ -131,39 +125,6 @@ def command(
         summarize(applied, seconds, peak, model)
     if form == "json":
         terminal.data(json.dumps(record(applied, seconds, peak), indent=1))
-
-
-def _pipeline(
-    model: str,
-    rules: str | None,
-    plan_file: Path | None,
-    output: Path,
-    max_shard_bytes: int,
-    *,
-    container: ContainerName,
-    quiet: bool,
-    form: str,
-    trust_remote_code: bool,
-) -> None:
-    """Apply to a pipeline of diffusers."""
-    from rulequant.cli.pipelines import apply_pipeline, pipeline_record, summarize
-
-    if plan_file:
-        raise UsageError(f"{model} is a pipeline, and --plan is for one model", remedy="give RULES with `components`")
-    began = time.monotonic()
-    try:
-        with stops_cleanly():
-            applied = apply_pipeline(
-                model, rules, output, max_shard_bytes,
-                container=container, quiet=quiet, trust_remote_code=trust_remote_code,
-            )  # fmt: skip
-    except KeyboardInterrupt as interrupt:
-        raise type(interrupt)(_what_is_left(output), *interrupt.args) from interrupt
-    seconds = time.monotonic() - began
-    if not quiet:
-        summarize(applied, seconds)
-    if form == "json":
-        terminal.data(json.dumps(pipeline_record(applied, seconds), indent=1))
 
 
 def _check_model(model: str) -> None:
@@ -228,10 +189,7 @@ def _apply_elsewhere(request: Request, workers: int, write: Write, cluster: Open
     check_output(request.output, folder)
     survey = survey_saved(request)
     with Crew(workers, guest=survey is None) as crew:
-        if survey and request.plan:
-            job = job_of_survey(request, request.plan, survey, crew.threads)
-        else:
-            job = crew.call(job_elsewhere, request)
+        job = job_of_survey(request, survey, crew.threads) if survey else crew.call(job_elsewhere, request)
         with CheckpointReader.attach(folder, job.fingerprint) as reader:
             return write(job, reader, cluster or crew.executor), crew.footprint.peak
 
@@ -246,7 +204,13 @@ def _apply_here(request: Request, workers: int, write: Write, cluster: OpenExecu
 
 
 def _write(
-    request: Request, job: Job, reader: CheckpointReader, open_executor: OpenExecutor, *, memory: int, restart: bool
+    request: Request,
+    job: Job | PipelineJob,
+    reader: CheckpointReader,
+    open_executor: OpenExecutor,
+    *,
+    memory: int,
+    restart: bool,
 ) -> Applied:
     from rulequant.cli.progress import choose_progress
     from rulequant.torch.checkpoint import write
@@ -264,7 +228,7 @@ def _write(
         )
 
 
-def _saved_plan(path: Path) -> tuple[Plan, dict[str, Any] | None]:
+def _saved_plan(path: Path) -> tuple[Plan | PipelinePlan, dict[str, Any] | None]:
     from rulequant.plan_file import read_plan
 
     return read_plan(path)

@@ -27,6 +27,7 @@ __all__ = [
     "bundled_for",
     "is_pipeline",
     "load_ruleset",
+    "open_pipeline_at",
     "read_inventory",
     "read_pipeline",
     "read_rules",
@@ -93,14 +94,22 @@ def read_pipeline(model: str, rules: str | None, *, trust_remote_code: bool = Fa
         DiagnosticsError: a rule file has errors.
         MissingExtraError: torch is not installed.
     """
+    pipeline = open_pipeline_at(model, trust_remote_code=trust_remote_code)
     with torch_extra(f"reading {model}"):
-        from rulequant.torch.pipeline import check_rules_for, open_pipeline
+        from rulequant.torch.pipeline import check_rules_for
 
-        pipeline = open_pipeline(model, trust_remote_code=trust_remote_code)
         ruleset, warnings = load_ruleset(rules) if rules is not None else (None, [])
         ready = check_rules_for(pipeline, ruleset)
     terminal.problems(warnings)
     return pipeline, ready
+
+
+def open_pipeline_at(model: str, *, trust_remote_code: bool = False) -> Pipeline:
+    """A pipeline; raises as `read_pipeline`."""
+    with torch_extra(f"reading {model}"):
+        from rulequant.torch.pipeline import open_pipeline
+
+        return open_pipeline(model, trust_remote_code=trust_remote_code)
 
 
 def _no_inventory(path: Path) -> ModelError:

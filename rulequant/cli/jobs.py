@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rulequant.cli import terminal
+from rulequant.errors import UsageError
+from rulequant.pipeline_plan import PipelinePlan
+from rulequant.plan import Plan
 
 if TYPE_CHECKING:
     from rulequant.containers import ContainerName
-    from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
     from rulequant.torch.checkpoint.job import Job, Survey
+    from rulequant.torch.checkpoint.pipeline_job import PipelineJob
     from rulequant.torch.checkpoint.sources import Source
+    from rulequant.torch.pipeline import Pipeline
     from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["Request", "job_elsewhere", "job_here", "job_of_survey", "survey_saved"]
@@ -25,7 +29,7 @@ class Request:
 
     model: str
     rules: str | None
-    plan: Plan | None
+    plan: Plan | PipelinePlan | None
     """In place of rules."""
     checkpoint: dict[str, Any] | None
     """What was saved with the plan of its checkpoint."""
@@ -44,19 +48,20 @@ def survey_saved(request: Request) -> Survey | None:
         CheckpointError: the folder cannot be trusted.
         UsageError: the file was edited.
     """
-    if request.plan is None or request.checkpoint is None or not Path(request.model).is_dir():
+    plan, folder = request.plan, Path(request.model)
+    if not isinstance(plan, Plan) or request.checkpoint is None or not (folder / "config.json").is_file():
         return None
     from rulequant.torch.checkpoint.reader import CheckpointReader
     from rulequant.torch.checkpoint.saved import saved_survey
     from rulequant.torch.checkpoint.sidefiles import source_config
 
-    source_config(Path(request.model))
-    with CheckpointReader.open(Path(request.model)) as reader:
-        survey = saved_survey(request.checkpoint, reader, request.plan)
+    source_config(folder)
+    with CheckpointReader.open(folder) as reader:
+        survey = saved_survey(request.checkpoint, reader, plan)
     return survey if survey and request.container in ("auto", survey.quant_method) else None
 
 
-def job_of_survey(request: Request, plan: Plan, survey: Survey, mean_threads: int) -> Job:
+def job_of_survey(request: Request, survey: Survey, mean_threads: int) -> Job:
     """The job of a plan file that tells enough of the checkpoint; no torch is imported."""
     from rulequant.torch.checkpoint.job import make_job
     from rulequant.torch.checkpoint.origin import argument_of, origin_of
@@ -69,7 +74,7 @@ def job_of_survey(request: Request, plan: Plan, survey: Survey, mean_threads: in
         return make_job(
             survey,
             reader,
-            plan,
+            cast(Plan, request.plan),
             source=folder,
             rules=None,
             asked=request.container,
@@ -81,21 +86,29 @@ def job_of_survey(request: Request, plan: Plan, survey: Survey, mean_threads: in
         )
 
 
-def job_elsewhere(request: Request) -> Job:
+def job_elsewhere(request: Request) -> Job | PipelineJob:
     """The job, from a process of its own, whose messages go to the same streams."""
     terminal.prepare()
     return job_here(request)[0]
 
 
-def job_here(request: Request) -> tuple[Job, Source]:
+def job_here(request: Request) -> tuple[Job | PipelineJob, Source | Pipeline]:
     """The job and where its weights are; warnings are told, and a model on the Hub is downloaded.
 
     Raises:
         RulequantError: whatever stands in the way.
     """
-    from rulequant.cli.inputs import read_skeleton, torch_extra
+    from rulequant.cli.inputs import is_pipeline, read_skeleton, torch_extra
     from rulequant.cli.progress import choose_download
 
+    if is_pipeline(request.model):
+        from rulequant.cli.pipelines import pipeline_job
+
+        return pipeline_job(request)
+    if isinstance(request.plan, PipelinePlan):
+        raise UsageError(
+            f"the plan is for a pipeline, and {request.model} is one model", remedy="give the folder of the pipeline"
+        )
     skeleton = read_skeleton(
         request.model, trust_remote_code=request.trust_remote_code, revision=request.revision, real=True
     )

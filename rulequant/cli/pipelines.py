@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rulequant.cli import terminal
-from rulequant.cli.inputs import read_pipeline, torch_extra
+from rulequant.cli.inputs import open_pipeline_at, read_pipeline, torch_extra
+from rulequant.diagnostics import Severity
 from rulequant.errors import UsageError
+from rulequant.plan import Plan
 
 if TYPE_CHECKING:
+    from rulequant.cli.jobs import Request
     from rulequant.containers import ContainerName
     from rulequant.inventory import Inventory
     from rulequant.pipeline_plan import PipelinePlan
     from rulequant.ruleset import RuleSet
-    from rulequant.torch.checkpoint.pipeline import AppliedPipeline
+    from rulequant.torch.checkpoint.pipeline_job import PipelineJob
+    from rulequant.torch.pipeline import Pipeline
 
-__all__ = ["apply_pipeline", "component_of", "pipeline_record", "show_plan", "summarize"]
+__all__ = ["component_of", "pipeline_job", "show_plan", "totals"]
 
 
 def show_plan(
@@ -48,18 +52,20 @@ def _print(plan: PipelinePlan, *, every: bool) -> None:
     from rulequant.report.findings import findings
     from rulequant.report.overview import in_order
     from rulequant.report.plantext import plan_text
+    from rulequant.report.text import columns
 
     style = terminal.style_of(sys.stdout)
     for name, each in plan.components.items():
         terminal.data(f"{style.bold(f'component {name}')}\n{plan_text(each, every=every, style=style)}\n")
-    terminal.data("\n".join(_totals(plan)))
+    terminal.data("\n".join(columns(totals(plan))))
     if plan.diagnostics:
         terminal.data("\n" + findings(in_order(plan.diagnostics), "full", style=style))
 
 
-def _totals(plan: PipelinePlan) -> list[str]:
+def totals(plan: PipelinePlan) -> list[tuple[str, str]]:
+    """(label, text) lines that tell what becomes of each component."""
     from rulequant.escaping import printable
-    from rulequant.report.text import columns, count, size
+    from rulequant.report.text import count, size
 
     rows = [("pipeline", printable(f"{plan.pipeline} in {plan.model}, by {plan.rules}"))]
     for name, each in plan.components.items():
@@ -69,7 +75,7 @@ def _totals(plan: PipelinePlan) -> list[str]:
     rows += [(name, f"{size(nbytes)}, copied" if nbytes else "copied") for name, nbytes in plan.copied.items()]
     facts = plan.summary
     rows.append(("together", f"{size(facts['pipeline_bytes_before'])} -> {size(facts['pipeline_bytes_after'])}"))
-    return columns(rows)
+    return rows
 
 
 def component_of(
@@ -98,44 +104,28 @@ def component_of(
         return pipeline.skeleton(name).inventory(), ruleset.components[name], local
 
 
-def apply_pipeline(
-    model: str, rules: str | None, output: Path, max_shard_bytes: int, *, container: ContainerName, quiet: bool,
-    trust_remote_code: bool,
-) -> AppliedPipeline:  # fmt: skip
-    """Write the quantized pipeline."""
-    from rulequant.cli.progress import choose_progress
+def pipeline_job(request: Request) -> tuple[PipelineJob, Pipeline]:
+    """The job of a pipeline and where its weights are, once its warnings are told.
 
-    pipeline, ruleset = read_pipeline(model, rules, trust_remote_code=trust_remote_code)
-    with torch_extra("apply"), choose_progress(quiet=quiet) as progress:
-        from rulequant.torch.checkpoint import pipeline as writing
+    Raises:
+        RulequantError: whatever stands in the way.
+    """
+    model, remote = request.model, request.trust_remote_code
+    if isinstance(request.plan, Plan):
+        raise UsageError(
+            f"{model} is a pipeline, and the plan is for one model",
+            remedy="save one for it: `rulequant plan PIPELINE RULES -o FILE`; or give the folder of its component",
+        )
+    wanted: RuleSet | PipelinePlan
+    if request.plan:
+        pipeline, wanted = open_pipeline_at(model, trust_remote_code=remote), request.plan
+    else:
+        pipeline, wanted = read_pipeline(model, request.rules, trust_remote_code=remote)
+    with torch_extra("apply"):
+        from rulequant.torch.checkpoint.pipeline_prepare import prepare_pipeline
+        from rulequant.torch.checkpoint.place import check_output
 
-        return writing.apply_pipeline(
-            pipeline, ruleset, output,
-            container=container, max_shard_bytes=max_shard_bytes, progress=progress, notice=terminal.note,
-        )  # fmt: skip
-
-
-def pipeline_record(applied: AppliedPipeline, seconds: float) -> dict[str, Any]:
-    """The result of apply as JSON-ready data."""
-    return {
-        "format_version": 1,
-        "output": str(applied.output),
-        "model": applied.plan.model,
-        "pipeline": applied.plan.pipeline,
-        "rules": applied.plan.rules,
-        "rules_sha256": applied.plan.rules_sha256,
-        "components": {
-            name: {"container": each.container, "tensors": each.tensors, "bytes_written": each.bytes_written}
-            for name, each in applied.components.items()
-        },
-        **applied.plan.summary,
-        "seconds": round(seconds, 3),
-    }
-
-
-def summarize(applied: AppliedPipeline, seconds: float) -> None:
-    """Say on stderr what was written."""
-    from rulequant.escaping import printable
-
-    terminal.message("\n".join(_totals(applied.plan)))
-    terminal.message(f"{printable(str(applied.output))} is complete, in {seconds:.1f} s")
+        check_output(request.output, pipeline.folder)
+        job = prepare_pipeline(pipeline, wanted, container=request.container, max_shard_bytes=request.max_shard_bytes)
+    terminal.problems([each for each in job.pipeline.diagnostics if each.severity is Severity.WARNING])
+    return job, pipeline

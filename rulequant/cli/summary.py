@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from rulequant.cli import terminal
 
 if TYPE_CHECKING:
-    from rulequant.torch.checkpoint.write import Applied
+    from rulequant.torch.checkpoint.finish import Applied
 
 __all__ = ["own_peak_memory", "record", "summarize"]
 
 
 def record(applied: Applied, seconds: float, peak: int | None) -> dict[str, Any]:
     from rulequant.report.worsttext import worst_data
+    from rulequant.torch.checkpoint.pipeline import AppliedPipeline
 
     facts = applied.plan.summary
-    return {
+    data = {
         "format_version": 1,
         "output": str(applied.output),
         "container": applied.container,
@@ -38,6 +39,14 @@ def record(applied: Applied, seconds: float, peak: int | None) -> dict[str, Any]
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak,
     }
+    if not isinstance(applied, AppliedPipeline):
+        return data
+    parts = {
+        name: {"container": each.container, "tensors": each.tensors, "bytes_written": each.bytes_written}
+        for name, each in applied.components.items()
+    }
+    copied = {key: value for key, value in applied.pipeline.summary.items() if key not in facts}
+    return {**data, "pipeline": applied.pipeline.pipeline, "components": parts, **copied}
 
 
 def summarize(applied: Applied, seconds: float, peak: int | None, model: str) -> None:
@@ -53,7 +62,7 @@ def summarize(applied: Applied, seconds: float, peak: int | None, model: str) ->
         ("size", f"{size(before)} -> {size(applied.bytes_written)} ({percent(applied.bytes_written / before)} of it)"),
         ("bits per weight", f"{facts['bits_per_weight']:.2f}"),
         ("quantized", f"{count(facts['quantized'], 'module')}, {percent(facts['coverage'])} of the parameters"),
-        ("container", f"{applied.container}, which {_loads(applied)}"),
+        *_containers(applied),
         *worst_rows(applied.samples),
         ("time", f"{seconds:.1f} s"),
     ]
@@ -62,6 +71,17 @@ def summarize(applied: Applied, seconds: float, peak: int | None, model: str) ->
     for line, (label, _) in zip(columns(rows), rows, strict=True):
         terminal.message(style.bold(line[: len(label)]) + line[len(label) :])
     terminal.note(f"check it any time: rulequant verify {_quoted(applied.output)}{_against(model)}")
+
+
+def _containers(applied: Applied) -> list[tuple[str, str]]:
+    from rulequant.torch.checkpoint.pipeline import AppliedPipeline
+
+    if isinstance(applied, AppliedPipeline):
+        from rulequant.cli.pipelines import totals
+
+        loaded = [f"{name}: {each.container}, which {_loads(each)}" for name, each in applied.components.items()]
+        return [*totals(applied.pipeline), *(("container", each) for each in loaded)]
+    return [("container", f"{applied.container}, which {_loads(applied)}")]
 
 
 def _quoted(path: Path | str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
+    from rulequant.pipeline_plan import PipelinePlan
     from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
     from rulequant.verification import Verified
@@ -74,7 +75,7 @@ def apply(model: nn.Module, rules: Rules) -> Plan:
 
 def apply_checkpoint(
     source: str | os.PathLike[str],
-    rules: Rules | Plan,
+    rules: Rules | Plan | PipelinePlan,
     output: str | os.PathLike[str],
     *,
     container: Literal["auto", "bitsandbytes", "rulequant"] = "auto",
@@ -109,20 +110,27 @@ def apply_checkpoint(
             call may go on later.
         NotFiniteError: a weight holds a value that cannot be encoded.
     """
+    from rulequant.errors import UsageError
+    from rulequant.pipeline_plan import PipelinePlan
     from rulequant.plan import Plan
     from rulequant.torch.checkpoint.apply import apply_to_folder
     from rulequant.torch.checkpoint.remote import with_weights
     from rulequant.torch.diffusion import is_pipeline
     from rulequant.torch.skeleton import build_skeleton
 
-    ready = rules if isinstance(rules, Plan) else _loaded(rules)
+    ready = rules if isinstance(rules, Plan | PipelinePlan) else _loaded(rules)
     if is_pipeline(source):
         options: dict[str, Any] = {
             "container": container,
             "max_shard_bytes": max_shard_bytes,
+            "restart": restart,
+            "workers": workers,
+            "memory": memory,
             "trust_remote_code": trust_remote_code,
         }
         return _apply_pipeline(os.fspath(source), ready, Path(output), **options)
+    if isinstance(ready, PipelinePlan):
+        raise UsageError(f"{os.fspath(source)} is one model, and the plan is for a pipeline")
     skeleton = build_skeleton(
         os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token, real=True
     )
@@ -140,17 +148,19 @@ def apply_checkpoint(
 
 
 def _apply_pipeline(
-    source: str, rules: RuleSet | Plan, output: Path, *, trust_remote_code: bool, **options: Any
+    source: str, rules: RuleSet | Plan | PipelinePlan, output: Path, *, trust_remote_code: bool, **options: Any
 ) -> Plan:
     from rulequant.errors import UsageError
     from rulequant.plan import Plan
-    from rulequant.torch.checkpoint.pipeline import apply_pipeline
+    from rulequant.ruleset import RuleSet
+    from rulequant.torch.checkpoint.apply import apply_pipeline
     from rulequant.torch.pipeline import check_rules_for, open_pipeline
 
     pipeline = open_pipeline(source, trust_remote_code=trust_remote_code)
     if isinstance(rules, Plan):
         raise UsageError(f"{source} is a pipeline, and a plan is for one model", remedy="give rules with `components`")
-    return apply_pipeline(pipeline, check_rules_for(pipeline, rules), output, **options).plan.merged
+    ready = check_rules_for(pipeline, rules) if isinstance(rules, RuleSet) else rules
+    return apply_pipeline(pipeline, ready, output, **options).plan
 
 
 def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:

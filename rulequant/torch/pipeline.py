@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from rulequant.pipeline_plan import PipelinePlan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
 from rulequant.torch.checkpoint.files import open_regular, printable, read_exactly, strict_json
+from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 
 __all__ = ["INDEX", "Pipeline", "check_rules_for", "open_pipeline", "plan_pipeline"]
@@ -49,6 +50,10 @@ class Pipeline:
             folder = self.folder / component
             self._skeletons[component] = build_skeleton(str(folder), trust_remote_code=self.trust_remote_code)
         return self._skeletons[component]
+
+    def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
+        """The weights of its components, as they were when they were opened; tensors need not be known by name."""
+        return CheckpointReader.attach(self.folder, fingerprint)
 
     @cached_property
     def _skeletons(self) -> dict[str, Skeleton]:

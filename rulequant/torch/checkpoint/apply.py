@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a quantized one, in this process: the job prepared, and carried out."""
+"""From a checkpoint folder, or that of a pipeline, to a quantized one: the job prepared in this process, and done."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rulequant.containers import ContainerName
+from rulequant.pipeline_plan import PipelinePlan
 from rulequant.plan import Plan
 from rulequant.ruleset import RuleSet
 from rulequant.torch.checkpoint.crew import Crew, memory_of_each, worthwhile_workers
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.checkpoint.footprint import Footprint
-from rulequant.torch.checkpoint.job import DEFAULT_SHARD_BYTES, Job
+from rulequant.torch.checkpoint.job import DEFAULT_SHARD_BYTES, BaseJob
 from rulequant.torch.checkpoint.local import in_process
+from rulequant.torch.checkpoint.pipeline_prepare import prepare_pipeline
 from rulequant.torch.checkpoint.place import check_output
 from rulequant.torch.checkpoint.prepare import prepare
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.sources import source_of
-from rulequant.torch.checkpoint.write import Applied, OpenExecutor, Progress, write_output
+from rulequant.torch.checkpoint.write import OpenExecutor, Progress, write_output
+from rulequant.torch.pipeline import Pipeline
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["apply_to_folder", "open_workers"]
+__all__ = ["apply_pipeline", "apply_to_folder", "open_workers"]
 
 
 def apply_to_folder(
@@ -65,8 +69,34 @@ def apply_to_folder(
         )
 
 
+def apply_pipeline(
+    pipeline: Pipeline,
+    rules: RuleSet | PipelinePlan,
+    output: Path,
+    *,
+    container: ContainerName = "auto",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    restart: bool = False,
+    workers: int = 1,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Applied:
+    """As `apply_to_folder`: quantize the components that the rules name, and copy the rest.
+
+    Raises as `apply_to_folder`.
+    """
+    check_output(output, pipeline.folder)
+    job = prepare_pipeline(pipeline, rules, container=container, max_shard_bytes=max_shard_bytes)
+    each = memory_of_each(memory, workers)
+    with pipeline.attach(job.fingerprint) as reader, open_workers(job, reader, workers) as (open_executor, _):
+        return write_output(
+            job, reader, output, open_executor, memory=each, restart=restart, progress=progress, notice=notice
+        )
+
+
 @contextmanager
-def open_workers(job: Job, reader: CheckpointReader, workers: int) -> Iterator[tuple[OpenExecutor, Footprint]]:
+def open_workers(job: BaseJob, reader: CheckpointReader, workers: int) -> Iterator[tuple[OpenExecutor, Footprint]]:
     """Who carries out the units of a job, and the memory that they take: this process, or several others."""
     count = worthwhile_workers(job, workers)
     if count == 1 or job.source is None:  # what is in this memory no other process reads

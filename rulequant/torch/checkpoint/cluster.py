@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from rulequant.errors import MissingExtraError, ResumableError, UsageError
 from rulequant.torch.checkpoint.files import printable
-from rulequant.torch.checkpoint.job import Job
+from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.partfile import explained, sync_folder
 from rulequant.torch.checkpoint.shards import ShardJob, ShardResult
 from rulequant.torch.checkpoint.staging import ATTEMPTS_NAME
@@ -61,7 +61,7 @@ def require_ray() -> Any:
 
 @contextmanager
 def on_cluster(
-    job: Job, folder: Path, *, lock: int | None = None, address: str | None = None
+    job: BaseJob, folder: Path, *, lock: int | None = None, address: str | None = None
 ) -> Iterator[ClusterExecutor]:
     """Have the shards of a job written by the cluster at an address; None: RAY_ADDRESS, or one made of this machine.
 
@@ -113,7 +113,7 @@ def _require_answer(address: str | None) -> None:
 class ClusterExecutor:
     """A `ShardExecutor` whose tasks run wherever Ray finds room, one core each."""
 
-    def __init__(self, ray: Any, job: Job, folder: Path) -> None:
+    def __init__(self, ray: Any, job: BaseJob, folder: Path) -> None:
         """`folder` is where the finished shards go."""
         self._ray, self._job, self._folder = ray, job, folder
 
@@ -163,10 +163,12 @@ class ClusterExecutor:
         if isinstance(answer, Failure):
             raise failure_to_raise(answer)
         folder, result = cast("tuple[Path, ShardResult]", answer)
-        with explained(self._folder / job.name):
-            (folder / job.name).replace(self._folder / job.name)
-            sync_folder(self._folder)
-            folder.rmdir()
+        path = self._folder / job.name
+        with explained(path):
+            path.parent.mkdir(exist_ok=True)
+            (folder / job.name).replace(path)
+            sync_folder(path.parent)
+            shutil.rmtree(folder)
         return result
 
 

@@ -22,7 +22,7 @@ from rulequant.errors import ResumableError, UsageError
 from rulequant.torch.checkpoint.files import size_text
 from rulequant.torch.checkpoint.footprint import Footprint
 from rulequant.torch.checkpoint.head import Order, Ready
-from rulequant.torch.checkpoint.job import Job
+from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY, ShardFile
 from rulequant.torch.checkpoint.shards import Executor
 from rulequant.torch.checkpoint.units import Result, Unit
@@ -77,7 +77,7 @@ def _counted(workers: int) -> str:
     return "1 worker" if workers == 1 else f"{workers} workers"
 
 
-def worthwhile_workers(job: Job, workers: int) -> int:
+def worthwhile_workers(job: BaseJob, workers: int) -> int:
     """So many of the workers as have something to do."""
     return max(1, min(workers, sum(shard.source_bytes for shard in job.shards) // _BYTES_A_WORKER))
 
@@ -130,7 +130,7 @@ class Crew:
         return cast(T, answer)
 
     @contextmanager
-    def executor(self, job: Job, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
+    def executor(self, job: BaseJob, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
         """Workers that carry out the units of a job, for files in a folder; once for a crew, which ends with it.
 
         They hold the `lock` on the folder too: if this process is killed, no other run gets it while one still writes.

@@ -18,7 +18,7 @@ from rulequant.torch.checkpoint.recipe import Recipe, make_recipe
 from rulequant.torch.checkpoint.shards import ShardJob, plan_jobs
 from rulequant.torch.checkpoint.step import Step
 
-__all__ = ["DEFAULT_SHARD_BYTES", "Job", "Survey", "make_job"]
+__all__ = ["DEFAULT_SHARD_BYTES", "BaseJob", "Job", "Survey", "make_job"]
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -41,23 +41,43 @@ class Survey:
     """The fields are those of `Job`."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A checkpoint to quantize: what becomes of each of its tensors, and what is told of it beside them."""
+@dataclass(frozen=True, kw_only=True)
+class BaseJob:
+    """An output to write, of one model or of several: its shards, and all that decides about them."""
 
     source: Path | None
-    """The checkpoint folder; None where the weights are in memory."""
+    """The folder that is read; None where the weights are in memory."""
     fingerprint: Mapping[str, Mapping[str, int]]
     """Of the source, as `CheckpointReader.fingerprint` gives it."""
     plan: Plan
     rules: RuleSet | None
     """What the plan was made with, if it is to be kept."""
+    asked: ContainerName
+    """The container that the user asked for."""
+    model: str
+    """MODEL of the command that makes it again."""
+    origin: Origin | None
+    """Where on the Hub the source comes from."""
+    recipe: Recipe
+    """All that decides the bytes of the output."""
+    shards: tuple[ShardJob, ...]
+    copies: tuple[tuple[TensorEntry, TensorEntry], ...]
+    """Tensors that are not written, each with the one that it has to equal."""
+    mean_threads: int
+    """The number of threads with which torch takes the one mean whose last bits depend on it: here, and so in every
+    process that works on the job, the number that transformers would take it with on this machine."""
+    copied_bytes: int = 0
+    """Bytes of large files that are copied as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(BaseJob):
+    """A checkpoint to quantize: what becomes of each of its tensors, and what is told of it beside them."""
+
     quant_method: str
     """Of the container that holds it."""
     quantization: Mapping[str, Any]
     """What config.json says of it there."""
-    asked: ContainerName
-    """The container that the user asked for."""
     config: Mapping[str, Any] | None
     """The source's config.json, if it has one."""
     dtype: str
@@ -70,20 +90,8 @@ class Job:
     """What the names of its files begin with."""
     loading: str | None
     """Python that loads it, where no class of transformers does."""
-    model: str
-    """MODEL of the command that makes it again."""
-    origin: Origin | None
-    """Where on the Hub the source comes from."""
-    recipe: Recipe
-    """All that decides the bytes of the output."""
-    shards: tuple[ShardJob, ...]
-    copies: tuple[tuple[TensorEntry, TensorEntry], ...]
-    """Tensors that are not written, each with the one that it has to equal."""
     dropped: Mapping[str, str]
     """Source keys that are not written, with the reason."""
-    mean_threads: int
-    """The number of threads with which torch takes the one mean whose last bits depend on it: here, and so in every
-    process that works on the job, the number that transformers would take it with on this machine."""
 
 
 def make_job(
@@ -113,7 +121,7 @@ def make_job(
         container=survey.quant_method,
         mean_threads=mean_threads,
         max_shard_bytes=max_shard_bytes,
-        versions={"rulequant": own_version(), **stock_versions()},
+        versions={"rulequant": own_version(), **stock_versions(survey.library)},
     )
     return Job(
         source=source,

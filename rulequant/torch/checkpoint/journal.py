@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import hash_file, open_regular, read_exactly, strict_json
@@ -49,7 +50,7 @@ class Journal:
             found = [] if self._records.is_symlink() else list(self._records.iterdir())
         except OSError:
             return []
-        return sorted(each.name.removesuffix(_SUFFIX) for each in found if each.name.endswith(_SUFFIX))
+        return sorted(unquote(each.name.removesuffix(_SUFFIX)) for each in found if each.name.endswith(_SUFFIX))
 
     def begin(self, recipe: Recipe) -> None:
         """Write the recipe down; CheckpointError if that fails."""
@@ -77,7 +78,7 @@ class Journal:
         kept = {result.name: result for result, fits in zip(recorded, intact, strict=True) if fits}
         with explained(self._files):
             _clear(self._files, kept)
-            _clear(self._records, {f"{name}{_SUFFIX}" for name in kept})
+            _clear(self._records, {self._record(name).name for name in kept})
         return kept
 
     def remove(self) -> None:
@@ -87,7 +88,8 @@ class Journal:
                 _remove(each)
 
     def _record(self, name: str) -> Path:
-        return self._records / f"{name}{_SUFFIX}"
+        # A shard of a pipeline lies in the folder of its component; the records lie in one.
+        return self._records / f"{quote(name, safe='')}{_SUFFIX}"
 
     def _read(self, name: str) -> ShardResult | None:
         data = _read(self._record(name))
@@ -127,9 +129,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     return data if seal(data, _SEAL) == text else None
 
 
-def _clear(folder: Path, kept: Container[str]) -> None:
+def _clear(folder: Path, kept: Collection[str]) -> None:
+    """Remove all but the files of these paths in the folder."""
     for each in list(folder.iterdir()):
-        if each.name not in kept:
+        inside = [name.removeprefix(f"{each.name}/") for name in kept if name.startswith(f"{each.name}/")]
+        if inside and each.is_dir() and not each.is_symlink():
+            _clear(each, inside)
+        elif each.name not in kept:
             _remove(each)
 
 

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rulequant.torch.checkpoint.bench import Bench
-from rulequant.torch.checkpoint.job import Job
+from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
 from rulequant.torch.checkpoint.shards import Executor, ShardJob, ShardResult, write_shards
@@ -47,7 +47,7 @@ def in_process(reader: CheckpointReader) -> OpenExecutor:
     """Have the units of a job carried out here, by a reader that is its owner's."""
 
     @contextmanager
-    def open_executor(job: Job, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
+    def open_executor(job: BaseJob, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
         del lock  # this process has it
         with closing(Bench(reader, folder, mean_threads=job.mean_threads)) as bench:
             yield InProcess(bench)

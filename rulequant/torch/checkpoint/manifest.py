@@ -292,9 +292,10 @@ def _relative(name: str) -> str:
     return name
 
 
-def stock_versions() -> dict[str, str]:
-    """The versions of the packages that decide the bytes, or the names, of an output."""
-    return {each: metadata.version(each) for each in ("torch", "transformers", "bitsandbytes")}
+def stock_versions(library: str = "transformers") -> dict[str, str]:
+    """The versions of the packages that decide the bytes, or the names, of an output that a library loads."""
+    packages = ("torch", "transformers", "bitsandbytes", *(["diffusers"] if library == "diffusers" else []))
+    return {each: metadata.version(each) for each in packages}
 
 
 def own_version() -> str:

@@ -1,192 +1,107 @@
-"""A pipeline quantized into a new folder: the components by their jobs, one after the other, and the rest copied."""
+"""What the output of a pipeline has beside the shards of its components: what is copied, and what explains it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from rulequant.containers import ContainerName
-from rulequant.diagnostics import DiagnosticsError, Severity
-from rulequant.errors import CheckpointError
 from rulequant.pipeline_plan import PipelinePlan
-from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.job import DEFAULT_SHARD_BYTES, Job
-from rulequant.torch.checkpoint.layout import MODEL_STEM, find_layout, index_name
-from rulequant.torch.checkpoint.local import in_process
-from rulequant.torch.checkpoint.manifest import stock_versions, write_manifest
-from rulequant.torch.checkpoint.origin import origin_of
+from rulequant.torch.checkpoint.files import size_text
+from rulequant.torch.checkpoint.finish import Applied, finish_model, worst_first
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
-from rulequant.torch.checkpoint.place import check_output
-from rulequant.torch.checkpoint.prepare import prepare
-from rulequant.torch.checkpoint.records import RULES_NAME, write_card
-from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY
-from rulequant.torch.checkpoint.sidefiles import side_files
-from rulequant.torch.checkpoint.sources import Source, source_of
-from rulequant.torch.checkpoint.staging import Staging
-from rulequant.torch.checkpoint.write import Applied, Progress, check_ties, needed_bytes, write_model
-from rulequant.torch.diffusion import STEM
-from rulequant.torch.pipeline import Pipeline, plan_pipeline
+from rulequant.torch.checkpoint.pipeline_job import PipelineJob
+from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card
+from rulequant.torch.checkpoint.shards import ShardResult
 
-__all__ = ["AppliedPipeline", "apply_pipeline"]
+__all__ = ["AppliedPipeline", "finish_pipeline"]
 
-_SPARE_BYTES = 16 << 20
+_WORTH_A_WORD = 100_000_000
+"""Bytes to copy; fewer are copied before one has read that they are."""
 
 
 @dataclass(frozen=True)
-class AppliedPipeline:
-    """What a run wrote."""
+class AppliedPipeline(Applied):
+    """What a run wrote of a pipeline: all components taken as one model, and each."""
 
-    plan: PipelinePlan
-    output: Path
-    components: dict[str, Applied]
+    pipeline: PipelinePlan = field(kw_only=True)
+    components: Mapping[str, Applied] = field(default_factory=dict)
 
 
-def apply_pipeline(
-    pipeline: Pipeline,
-    rules: RuleSet,
-    output: Path,
-    *,
-    container: ContainerName = "auto",
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    memory: int = DEFAULT_MEMORY,
-    progress: Progress | None = None,
-    notice: Callable[[str], None] = lambda _: None,
+def finish_pipeline(
+    job: PipelineJob, shards: Sequence[ShardResult], folder: Path, *, notice: Callable[[str], None] = lambda _: None
 ) -> AppliedPipeline:
-    """Quantize the components that the rules name, and copy the rest, into `output`, which must not exist.
-
-    The source is only read, and nothing appears under `output` before all of it is complete and on the disk.
-
-    Raises:
-        DiagnosticsError: the rules do not fit a component, or its library cannot load what they ask for.
-        CheckpointError: a component cannot be trusted, or the output cannot be written.
-        NotFiniteError: a weight holds a value that cannot be encoded.
-        UsageError: the rules are for one model.
-    """
-    check_output(output, pipeline.folder)
-    plan = plan_pipeline(pipeline, rules, container)
-    if not plan.ok:
-        raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
-    work: dict[str, tuple[Source, Job]] = {}
-    for name in plan.components:
-        source = source_of(pipeline.skeleton(name))
-        options: dict[str, Any] = {"container": container, "max_shard_bytes": max_shard_bytes}
-        work[name] = source, prepare(pipeline.skeleton(name), source, rules.components[name], **options)
-    others = list(_others(pipeline, set(work)))
-    copied = sum((pipeline.folder / each).stat().st_size for each in others)
-    needed = sum(needed_bytes(job) for _, job in work.values()) + copied + _SPARE_BYTES
-    shown = _Whole(progress, [job for _, job in work.values()])
-    with Staging(output, pipeline.folder, needed, notice=notice) as stage:
-        applied = {}
-        for name, (source, job) in work.items():
-            folder = stage.path / name
-            folder.mkdir()
-            with source.attach(job.fingerprint) as reader:
-                check_ties(job, reader)
-                applied[name] = write_model(job, folder, in_process(reader), memory=memory, progress=shown, card=False)
-                reader.check_unchanged()
-        for each in others:
-            copy_file(pipeline.folder / each, stage.path / each, root=pipeline.folder)
-        result = AppliedPipeline(_as_written(plan, work), output, applied)
-        _write_records(result, pipeline, rules, next(iter(work.values()))[1].dtype, stage.path)
-        write_manifest(
-            stage.path,
-            source={
-                f"{name}/{file}": stamp for name, (_, job) in work.items() for file, stamp in job.fingerprint.items()
-            },
-            rules_sha256=rules.sha256,
-            plan_sha256=result.plan.merged.sha256,
-            versions=stock_versions() | {"diffusers": metadata.version("diffusers")},
-            known={f"{name}/{file}": record for name, each in applied.items() for file, record in each.records.items()},
-        )
-        stage.commit()
-    return result
+    """Write what belongs beside the shards of each component, and all that is no component that was quantized."""
+    found = {each.name: each for each in shards}
+    components = {}
+    for name, part in job.parts.items():
+        own = [replace(found[f"{name}/{each.name}"], name=each.name) for each in part.shards]
+        components[name] = finish_model(part, own, folder / name, card=False)
+    if job.copied_bytes > _WORTH_A_WORD:
+        notice(f"copying {size_text(job.copied_bytes)} that stay as they are")
+    for path in job.others:
+        copy_file(job.source / path, folder / path, root=job.source)
+    applied = _applied(job, components, folder)
+    _write_records(job, applied, folder)
+    return applied
 
 
-def _as_written(plan: PipelinePlan, work: dict[str, tuple[Source, Job]]) -> PipelinePlan:
-    """The plan with the containers that the components got."""
-    return PipelinePlan(
-        plan.model,
-        plan.pipeline,
-        plan.rules,
-        plan.rules_sha256,
-        {name: job.plan for name, (_, job) in work.items()},
-        plan.copied,
-        plan.findings,
-    )
-
-
-def _others(pipeline: Pipeline, quantized: set[str]) -> Iterator[Path]:
-    """The files to copy, relative to the folder: side files, and the weights of components that stay as they are."""
-    for each in side_files(pipeline.folder):
-        if each.parts[0] not in quantized:
-            yield each
-    for name in pipeline.components:
-        if name not in quantized:
-            yield from (Path(name, file) for file in _weights(pipeline.folder / name))
-
-
-def _weights(folder: Path) -> list[str]:
-    """The safetensors checkpoint of a component; where it has none, all that side files leave out."""
-    for stem in (STEM, MODEL_STEM):
-        with suppress(CheckpointError, OSError):
-            found = find_layout(folder, (folder / index_name(stem)).read_bytes, stem)
-            return [*found.shards, *([index_name(stem)] if found.index else [])]
-    known = {each.as_posix() for each in side_files(folder)} | {"config.json", "README.md"}
-    return sorted(
-        each.name for each in folder.iterdir() if each.is_file() and each.name[0] != "." and each.name not in known
-    )
-
-
-def _write_records(applied: AppliedPipeline, pipeline: Pipeline, rules: RuleSet, dtype: str, folder: Path) -> None:
-    """Which rules each component got, and the card."""
-    data = {
-        "version": 1,
-        "name": rules.name,
-        "components": {name: f"{name}/{RULES_NAME}" for name in applied.components},
-    }
-    text = f"# Quantization rules of rulequant, sha256 {rules.sha256}\n{yaml.safe_dump(data, sort_keys=False)}"
-    write_file(folder / RULES_NAME, text.encode())
-    containers = {each.container for each in applied.components.values()}
-    needs_import = "import rulequant.torch.transformers  # pip install 'rulequant[torch]'\n" * (
-        "rulequant" in containers
-    )
-    write_card(
-        pipeline.folder,
+def _applied(job: PipelineJob, components: Mapping[str, Applied], folder: Path) -> AppliedPipeline:
+    parts = components.items()
+    containers = {each.container for each in components.values()}
+    return AppliedPipeline(
+        job.plan,
         folder,
-        applied.plan.merged,
         container="bitsandbytes" if containers == {"bitsandbytes"} else "rulequant",
-        dtype="as in the source",
-        bytes_written=sum(each.bytes_written for each in applied.components.values()),
-        command=f"rulequant apply SOURCE {RULES_NAME} -o OUTPUT",
-        model_class=None,
-        origin=origin_of(pipeline.folder),
         library="diffusers",
-        loading=f"{needs_import}import torch\nfrom diffusers import {pipeline.kind}\n\n"
-        f'pipeline = {pipeline.kind}.from_pretrained("path/to/this/folder", torch_dtype=torch.{dtype})',
+        tensors=sum(each.tensors for each in components.values()),
+        bytes_written=sum(each.bytes_written for each in components.values()),
+        payload_bytes=sum(each.payload_bytes for each in components.values()),
+        dropped={f"{name}.{key}": why for name, each in parts for key, why in each.dropped.items()},
+        weight_map={f"{name}.{key}": f"{name}/{file}" for name, each in parts for key, file in each.weight_map.items()},
+        records={f"{name}/{file}": record for name, each in parts for file, record in each.records.items()},
+        samples=worst_first({f"{name}.{key}": one for name, each in parts for key, one in each.samples.items()}),
+        pipeline=job.pipeline,
+        components=components,
     )
-    write_file(folder / "rulequant-plan.json", (json.dumps(applied.plan.to_dict(), indent=1) + "\n").encode())
 
 
-class _Whole:
-    """Tells one progress of several jobs."""
+def _write_records(job: PipelineJob, applied: AppliedPipeline, folder: Path) -> None:
+    """Which rules each component got, the plan, and the card."""
+    if job.rules is not None:
+        write_file(folder / RULES_NAME, "".join(_rules(job)).encode())
+    write_file(folder / PLAN_NAME, (json.dumps(job.pipeline.to_dict(), indent=1) + "\n").encode())
+    what = RULES_NAME if job.rules is not None else f"--plan {PLAN_NAME}"
+    option = "" if job.asked == "auto" else f" --container {job.asked}"
+    write_card(
+        job.source,
+        folder,
+        job.plan,
+        container=applied.container,
+        dtype="as in the source",
+        bytes_written=applied.bytes_written,
+        command=f"rulequant apply {job.model} {what} -o OUTPUT{option}",
+        model_class=None,
+        origin=job.origin,
+        library="diffusers",
+        loading=_loading(job, applied),
+    )
 
-    def __init__(self, progress: Progress | None, jobs: list[Job]) -> None:
-        self._progress = progress
-        if progress:
-            shards = [shard for job in jobs for shard in job.shards]
-            progress.start(sum(each.source_bytes for each in shards), sum(len(each.steps) for each in shards))
 
-    def start(self, total_bytes: int, tensors: int) -> None:
-        """Of a part; nothing is to be said."""
+def _rules(job: PipelineJob) -> Iterator[str]:
+    if job.rules is not None:
+        yield f"# Quantization rules of rulequant, sha256 {job.rules.sha256}\n"
+        files = {name: f"{name}/{RULES_NAME}" for name in job.parts}
+        yield yaml.safe_dump({"version": 1, "name": job.rules.name, "components": files}, sort_keys=False)
 
-    def advance(self, tensor: str, nbytes: int) -> None:
-        """As it is."""
-        if self._progress:
-            self._progress.advance(tensor, nbytes)
+
+def _loading(job: PipelineJob, applied: Applied) -> str:
+    kind, dtype = job.pipeline.pipeline, next(iter(job.parts.values())).dtype
+    imported = "import rulequant.torch.transformers  # pip install 'rulequant[torch]'\n"
+    return (
+        f"{imported if applied.container == 'rulequant' else ''}import torch\nfrom diffusers import {kind}\n\n"
+        f'pipeline = {kind}.from_pretrained("path/to/this/folder", torch_dtype=torch.{dtype})'
+    )

@@ -12,7 +12,7 @@ from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import TensorEntry
 from rulequant.torch.checkpoint.shards import ShardJob
 
-__all__ = ["ENCODING_VERSION", "Recipe", "make_recipe"]
+__all__ = ["ENCODING_VERSION", "Recipe", "join_recipes", "make_recipe"]
 
 ENCODING_VERSION = 1
 """Counted up when the same recipe comes to mean other bytes without a new version of rulequant."""
@@ -97,6 +97,27 @@ def make_recipe(
         max_shard_bytes=max_shard_bytes,
         layout_sha256=_digest(_layout(jobs)),
         versions=dict(sorted(versions.items())),
+    )
+
+
+def join_recipes(parts: Mapping[str, Recipe], *, plan_sha256: str, rules_sha256: str) -> Recipe:
+    """The recipe of an output that holds several, each in a folder of its name."""
+    first = next(iter(parts.values()))
+    containers = {each.container for each in parts.values()}
+    return Recipe(
+        plan_sha256=plan_sha256,
+        rules_sha256=rules_sha256,
+        source={f"{name}/{file}": stamp for name, each in parts.items() for file, stamp in each.source.items()},
+        tensors_sha256=_digest([name, each.tensors_sha256] for name, each in parts.items()),
+        content_sha256=_digest([name, each.content_sha256] for name, each in parts.items()),
+        config_sha256=_digest([name, each.config_sha256] for name, each in parts.items()),
+        container=first.container
+        if len(containers) == 1
+        else ", ".join(f"{each.container} for {name}" for name, each in parts.items()),
+        mean_threads=first.mean_threads,
+        max_shard_bytes=first.max_shard_bytes,
+        layout_sha256=_digest([name, each.layout_sha256] for name, each in parts.items()),
+        versions={package: version for each in parts.values() for package, version in each.versions.items()},
     )
 
 

@@ -58,15 +58,17 @@ class ShardFile:
     """A file that is written in place, unit by unit; complete when `next_unit` has no more and all were taken in."""
 
     def __init__(
-        self, path: Path, steps: tuple[Step, ...], *, memory: int = DEFAULT_MEMORY, sync: bool = False
+        self, folder: Path, name: str, steps: tuple[Step, ...], *, memory: int = DEFAULT_MEMORY, sync: bool = False
     ) -> None:
         """Create it; `memory` is what a unit may take, `sync` whether syncing is a unit of its own.
+
+        `name` is its path in the folder.
 
         Raises:
             UsageError: a row of a weight takes more memory than that.
             CheckpointError: it cannot be created.
         """
-        self.name = path.name
+        self.name = name
         self._steps, self._memory, self._sync = steps, memory, sync
         self._arrangement: Arrangement = arrange(steps)
         self._open = [_Open(step, self._count(step)) for step in steps]
@@ -76,7 +78,7 @@ class ShardFile:
         self._last = -1
         self._places: dict[str, Place] = {}
         self._digest = Digest(0, "", {})
-        self._file = PartFile(path)
+        self._file = PartFile(folder / name)
 
     def next_unit(self) -> tuple[int, Unit] | None:
         """A unit that may be done now, and the number to take its result in under; None while there is none."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from rulequant.torch.checkpoint.layout import MODEL_STEM
+from rulequant.torch.checkpoint.partfile import explained
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Result, Unit
@@ -22,9 +23,10 @@ _FILES_AT_A_TIME = 2
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One file of the output: its name, and the steps whose tensors it holds, in order. Plain data, to be pickled."""
+    """One file of the output, and the steps whose tensors it holds, in order. Plain data, to be pickled."""
 
     name: str
+    """Its path in the output, which is a name alone save for a pipeline."""
     steps: tuple[Step, ...]
 
     @property
@@ -162,7 +164,9 @@ class _Schedule:
         if not self._waiting or len(self._files) == _FILES_AT_A_TIME:
             return None
         job = self._waiting.popleft()
-        self._files.append(ShardFile(self._folder / job.name, job.steps, memory=self._memory, sync=self._sync))
+        with explained(self._folder / job.name):
+            (self._folder / job.name).parent.mkdir(exist_ok=True)
+        self._files.append(ShardFile(self._folder, job.name, job.steps, memory=self._memory, sync=self._sync))
         for step in self._files[-1].empty_steps:
             self._done(step)
         return self.next_unit()

@@ -13,7 +13,7 @@ from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.torch.checkpoint.apply import apply_to_folder
-from rulequant.torch.checkpoint.write import Applied
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.skeleton import build_skeleton
 
 __all__ = ["RULES", "configure", "files_of", "plan_of", "run", "save_with_extras", "state"]

@@ -20,8 +20,8 @@ from tiny_models import save_tiny
 from rulequant.errors import CheckpointError
 from rulequant.loader import load_rules
 from rulequant.torch.checkpoint.apply import apply_to_folder
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.checkpoint.manifest import check_manifest
-from rulequant.torch.checkpoint.write import Applied
 from rulequant.torch.skeleton import build_skeleton
 
 NOBODY = 65534

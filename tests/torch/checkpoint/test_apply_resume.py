@@ -155,7 +155,7 @@ def test_another_version_starts_over(source: Path, monkeypatch: pytest.MonkeyPat
     """Bytes may differ between versions of torch."""
     from rulequant.torch.checkpoint import job as job_module
 
-    monkeypatch.setattr(job_module, "stock_versions", lambda: {"torch": "9"})
+    monkeypatch.setattr(job_module, "stock_versions", lambda _: {"torch": "9"})
     assert "another torch (2" in again(source)[1][0]
 
 

@@ -21,7 +21,7 @@ from rulequant.schemes import Scheme
 from rulequant.torch import apply
 from rulequant.torch.checkpoint.apply import apply_to_folder
 from rulequant.torch.checkpoint.container import choose_container
-from rulequant.torch.checkpoint.write import Applied
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 
 NF4 = {"method": "bnb_4bit"}

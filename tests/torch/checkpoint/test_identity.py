@@ -16,7 +16,7 @@ from rulequant.loader import load_rules
 from rulequant.ruleset import RuleSet
 from rulequant.torch import apply
 from rulequant.torch.checkpoint.apply import apply_to_folder
-from rulequant.torch.checkpoint.write import Applied
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.skeleton import build_skeleton
 
 SCHEMES: dict[str, dict[str, Any]] = {

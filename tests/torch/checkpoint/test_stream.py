@@ -19,7 +19,7 @@ from transformers import BitsAndBytesConfig
 from rulequant.errors import CheckpointError
 from rulequant.loader import load_rules
 from rulequant.torch.checkpoint.apply import apply_to_folder
-from rulequant.torch.checkpoint.write import Applied
+from rulequant.torch.checkpoint.finish import Applied
 from rulequant.torch.factories import NotFiniteError
 from rulequant.torch.skeleton import build_skeleton
 
