@@ -142,6 +142,12 @@ class Verified:
     """The plan in it, once it is known to be for its model."""
     in_pipeline: bool = False
     """Whether it is a component, whose files the manifest of the pipeline lists."""
+    of_pipeline: bool = False
+    """Whether it is a pipeline."""
+    components: dict[str, Verified] = field(default_factory=dict)
+    """Of a pipeline, those that were quantized."""
+    copied: tuple[int, int] | None = None
+    """Of a pipeline, the copied files that are those of the original, and those that are not."""
     loader: str = "transformers"
     """What makes its layers of config.json."""
     called: bool = False
@@ -159,11 +165,11 @@ class Verified:
     @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.diagnostics
+        return not self.diagnostics and all(each.ok for each in self.components.values())
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON-ready data."""
-        return {
+        data = {
             "format_version": FORMAT_VERSION,
             "output": self.output,
             "ok": self.ok,
@@ -175,6 +181,14 @@ class Verified:
             "plan": _plan_facts(self.plan),
             "against": self._against(),
             "diagnostics": [each.to_dict() for each in self.diagnostics],
+        }
+        if not self.of_pipeline:
+            return data
+        copied = None if self.copied is None else {"equal": self.copied[0], "different": self.copied[1]}
+        return {
+            **data,
+            "copied": copied,
+            "components": {name: each.to_dict() for name, each in self.components.items()},
         }
 
     def _against(self) -> dict[str, Any] | None:

@@ -13,8 +13,6 @@ from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rulequant.verification import Verified
 
 __all__ = ["command"]
@@ -50,20 +48,14 @@ def command(
 
     Exits 1 if anything is wrong with OUT, and 2 if OUT is no output of apply, or MODEL cannot be read.
     """
-    from rulequant.cli.inputs import is_pipeline, torch_extra
+    from rulequant.cli.inputs import torch_extra
     from rulequant.cli.progress import choose_verify
 
-    if is_pipeline(str(output)):
-        _pipeline(
-            output, None if every else top,
-            against=against, quick=quick, quiet=quiet, form=form, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        return
     with torch_extra("verify"):
-        from rulequant.torch.checkpoint.verify.folder import verify_folder
+        from rulequant.torch.checkpoint.verify.pipeline import verify_output
 
         with choose_verify(quiet=quiet) as progress:
-            found = verify_folder(
+            found = verify_output(
                 output, against=against, quick=quick, trust_remote_code=trust_remote_code, progress=progress
             )
     if form == "json":
@@ -74,52 +66,26 @@ def command(
         click.get_current_context().exit(1)
 
 
-def _pipeline(
-    output: Path, limit: int | None, *, against: str | None, quick: bool, quiet: bool, form: str,
-    trust_remote_code: bool,
-) -> None:  # fmt: skip
-    """Check the output for a pipeline of diffusers: its files, and each component that was quantized."""
-    from rulequant.cli.inputs import torch_extra
-    from rulequant.cli.progress import choose_verify
-
-    with torch_extra("verify"), choose_verify(quiet=quiet) as progress:
-        from rulequant.torch.checkpoint.verify.folder import verify_pipeline
-
-        whole, components = verify_pipeline(
-            output, against=against, quick=quick, trust_remote_code=trust_remote_code, progress=progress
-        )
-    if form == "json":
-        parts = {name: each.to_dict() for name, each in components.items()}
-        terminal.data(json.dumps({**whole.to_dict(), "components": parts}, indent=1))
-    else:
-        _print_pipeline(whole, components, limit)
-    if not all(each.ok for each in (whole, *components.values())):
-        click.get_current_context().exit(1)
-
-
-def _print_pipeline(whole: Verified, components: Mapping[str, Verified], limit: int | None) -> None:
-    from rulequant.report.findings import findings
-    from rulequant.report.verifytext import verify_summary
+def _print(found: Verified, limit: int | None) -> None:
+    from rulequant.report.verifytext import verdict
 
     style = terminal.style_of(sys.stdout)
-    terminal.data("\n".join(verify_summary(whole, style)[:2]))
-    if whole.diagnostics:
-        terminal.data("\n" + findings(whole.diagnostics, "full", style=style))
-    for name, each in components.items():
-        terminal.data(f"\n{style.bold(f'component {name}')}")
-        _print(each, limit)
+    _print_checks(found, limit)
+    for name, each in found.components.items():
+        terminal.data("\n" + style.bold(f"component {name}"))
+        _print_checks(each, limit)
+    terminal.data("\n" + (style.green if found.ok else style.red)(verdict(found)))
 
 
-def _print(found: Verified, limit: int | None) -> None:
+def _print_checks(found: Verified, limit: int | None) -> None:
     from rulequant.report.findings import findings
-    from rulequant.report.verifytext import verdict, verify_text
+    from rulequant.report.verifytext import verify_text
 
     style = terminal.style_of(sys.stdout)
     if not (terminal.is_terminal(sys.stdout) and _rich_table(found, limit)):
         terminal.data(verify_text(found, limit=limit, style=style))
     if found.diagnostics:
         terminal.data("\n" + findings(found.diagnostics, "full", style=style))
-    terminal.data("\n" + (style.green if found.ok else style.red)(verdict(found)))
 
 
 def _rich_table(found: Verified, limit: int | None) -> bool:

@@ -146,6 +146,14 @@ CODES: tuple[Code, ...] = (
         why="Nothing would be quantized by its rules.",
     ),
     error(
+        "RQ545",
+        "a copy is not the original's",
+        what="`verify --against` found a file of a component that was not quantized, or of the pipeline itself, which "
+        "the given original does not have, or has with other bytes.",
+        why="Such files are copied as they are, so the output was made from another pipeline, or the original has "
+        "changed since.",
+    ),
+    error(
         "RQ551",
         "transformers' bitsandbytes loader has no layer for it",
         what="A `bitsandbytes` checkpoint was asked for, and the plan quantizes modules that transformers' loader does "

@@ -28,20 +28,19 @@ def verify_text(found: Verified, *, limit: int | None = None, style: Style = PLA
 def verify_summary(found: Verified, style: Style = PLAIN) -> list[str]:
     """What was checked and how it came out, one line each."""
     made = f" (rulequant {found.versions['rulequant']})" if "rulequant" in found.versions else ""
-    rows = [
-        ("output", printable(f"{found.output}{made}")),
-        ("files", _files(found)),
-        ("tensors", _tensors(found)),
-        ("layers", _layers(found)),
-        *_against(found),
-    ]
+    rows = [("output", printable(f"{found.output}{made}")), ("files", _files(found))]
+    if found.of_pipeline:
+        rows += _copied(found)
+    else:
+        rows += [("tensors", _tensors(found)), ("layers", _layers(found)), *_against(found)]
     width = max(len(label) for label, _ in rows)
     return [f"{style.bold(label.ljust(width))}  {text}" for label, text in rows]
 
 
 def verdict(found: Verified) -> str:
     """The last line: `no problems`, or how many."""
-    return f"{count(len(found.diagnostics), 'problem')} found" if found.diagnostics else "no problems"
+    problems = len(found.diagnostics) + sum(len(each.diagnostics) for each in found.components.values())
+    return f"{count(problems, 'problem')} found" if problems else "no problems"
 
 
 def _problems(found: Verified, codes: frozenset[str]) -> list[Diagnostic]:
@@ -91,6 +90,17 @@ def _against(found: Verified) -> Iterator[tuple[str, str]]:
     for each in found.comparison.schemes:
         text = f"{count(each.weights, 'weight')}, relative error {share(each.relative_error)} over all of them"
         yield f"scheme {printable(each.scheme)}", f"{text}, {share(each.worst)} at worst"
+
+
+def _copied(found: Verified) -> Iterator[tuple[str, str]]:
+    if found.copied is None or found.against is None:
+        return
+    equal, different = found.copied
+    total = equal + different
+    text = (
+        f"{different:,} of {total:,} copied files differ" if different else f"all {total:,} copied files are the same"
+    )
+    yield "against", f"{printable(found.against)}: {text}"
 
 
 def _unquantized(comparison: Comparison) -> str:

@@ -190,17 +190,18 @@ def verify(
     """Check that a folder is what `apply_checkpoint` wrote, and how close its weights are to those of the original.
 
     What is wrong with it is in `Verified.diagnostics`; with `against`, the folder that it was made from, the error of
-    each weight is in `Verified.comparison`, worst first. `quick` compares sizes and headers, and hashes nothing.
+    each weight is in `Verified.comparison`, worst first; of a pipeline both are in `Verified.components`, by component.
+    `quick` compares sizes and headers, and hashes nothing.
 
     Raises:
         CheckpointError: the folder is no output of apply, or the original cannot be read.
         ModelError: the original is no checkpoint folder that transformers can build.
-        UsageError: the original is another model than the plan of the output is for; or the output is a pipeline.
+        UsageError: the original is another model than the plan of the output is for.
     """
-    from rulequant.torch.checkpoint.verify.folder import verify_folder
+    from rulequant.torch.checkpoint.verify.pipeline import verify_output
 
     model = None if against is None else os.fspath(against)
-    return verify_folder(Path(output), against=model, quick=quick, trust_remote_code=trust_remote_code)
+    return verify_output(Path(output), against=model, quick=quick, trust_remote_code=trust_remote_code)
 
 
 def _loaded(rules: Rules) -> RuleSet:

@@ -19,7 +19,7 @@ import rulequant  # noqa: E402
 import rulequant.torch  # noqa: E402
 from rulequant.cli.main import run  # noqa: E402
 from rulequant.errors import ModelError, RulequantError, UsageError  # noqa: E402
-from rulequant.torch.checkpoint.manifest import check_manifest, load_manifest  # noqa: E402
+from rulequant.torch.checkpoint.manifest import check_manifest, load_manifest, write_manifest  # noqa: E402
 from rulequant.torch.pipeline import open_pipeline, plan_pipeline  # noqa: E402
 
 Capture = pytest.CaptureFixture[str]
@@ -246,12 +246,14 @@ def test_verify(saved: Path, capsys: Capture) -> None:
     assert run(["verify", "out", "--against", str(saved), "--format", "json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data["components"]) == {"text_encoder_2", "transformer"}
-    with pytest.raises(UsageError, match="out is a pipeline, of several models"):
-        rulequant.torch.verify("out")
-    assert run(["verify", "out"]) == 0
+    assert data["copied"]["different"] == 0
+    assert data["copied"]["equal"] == 10
+    assert run(["verify", "out", "--against", str(saved)]) == 0
     text = capsys.readouterr().out
-    assert "component transformer\noutput   out/transformer\n" in text
+    assert f"against  {saved}: all {data['copied']['equal']} copied files are the same\n" in text
+    assert "component transformer\noutput      out/transformer\n" in text
     assert "23 of 42 modules quantized when diffusers loads it (bitsandbytes), as planned" in text
+    assert text.endswith("\nno problems\n")
     for file in ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
         data = bytearray(Path("out", file).read_bytes())
         data[-1] ^= 1
@@ -259,3 +261,60 @@ def test_verify(saved: Path, capsys: Capture) -> None:
         assert run(["verify", "out", "--format", "json"]) == 1
         found = json.loads(capsys.readouterr().out)
         assert file in {each["value"] for each in found["diagnostics"]}
+    assert run(["verify", "out"]) == 1
+    assert capsys.readouterr().out.endswith("2 problems found\n")
+
+
+def test_verify_in_python(saved: Path) -> None:
+    """One result with those of the components, whose weights are compared with the original's."""
+    rulequant.torch.apply_checkpoint(saved, "flux.yaml", "out")
+    found = rulequant.torch.verify("out", saved)
+    assert found.ok
+    errors = [
+        each.relative_error for part in found.components.values() if part.comparison for each in part.comparison.weights
+    ]
+    assert len(errors) == 33
+    assert 0.05 < min(errors) <= max(errors) < 0.15
+
+
+def test_verify_against_another(saved: Path, capsys: Capture) -> None:
+    """A copy that the original has otherwise, or not at all, is named; one model is no original of a pipeline."""
+    shutil.copytree(saved, "other")
+    Path("other/scheduler/scheduler_config.json").write_text("{}")
+    shutil.rmtree("other/tokenizer")
+    rulequant.torch.apply_checkpoint(saved, "flux.yaml", "out")
+    assert run(["verify", "out", "--against", "other", "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)["diagnostics"]
+    assert {each["code"] for each in found} == {"RQ545"}
+    messages = {each["value"]: each["message"] for each in found}
+    assert messages["scheduler/scheduler_config.json"].endswith("a copy, and other has another file there")
+    assert messages["tokenizer/tokenizer.json"].endswith("a copy, and other has none")
+    assert run(["verify", "out", "--against", str(saved / "transformer")]) == 2
+    assert "transformer is no folder of one\n  give the folder of the pipeline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "message"),
+    [
+        ("rulequant-plan.json", "RQ533", "the manifest says"),
+        ("transformer/rulequant-plan.json", "RQ533", "another plan for the component than that of the pipeline"),
+        ("rulequant-rules.yaml", "RQ533", "rules have the sha256"),
+    ],
+    ids=["plan", "component", "rules"],
+)
+def test_records_that_do_not_belong_together(saved: Path, capsys: Capture, file: str, code: str, message: str) -> None:
+    """A plan or rules of another run, each in order by itself, with a manifest that lists them."""
+    rulequant.torch.apply_checkpoint(saved, "flux.yaml", "out")
+    other = RULES | {"scheme": "fp4"}
+    Path("transformer.yaml").write_text(json.dumps(other))
+    rulequant.torch.apply_checkpoint(saved, "flux.yaml", "other")
+    shutil.copy(Path("other", file), Path("out", file))
+    if file.endswith("yaml"):  # it names those of the components
+        shutil.copy(Path("other/transformer", file), Path("out/transformer", file))
+    old = load_manifest(Path("out"))
+    Path("out/rulequant-manifest.json").unlink()
+    facts = {"source": old.source, "rules_sha256": old.rules_sha256, "plan_sha256": old.plan_sha256}
+    write_manifest(Path("out"), versions=old.versions, **facts)
+    assert run(["verify", "out", "--format", "json"]) == 1
+    found = [each for each in json.loads(capsys.readouterr().out)["diagnostics"] if each["code"] == code]
+    assert message in found[0]["message"]

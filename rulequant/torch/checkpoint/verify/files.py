@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rulequant.diagnostics import Diagnostic
-from rulequant.torch.checkpoint.manifest import FileProblem, Manifest, compare_file, unlisted_files
+from rulequant.torch.checkpoint.manifest import FileProblem, FileRecord, Manifest, compare_file, unlisted_files
 
-__all__ = ["check_files"]
+__all__ = ["check_files", "compare_all"]
 
 _FINDINGS = {
     "changed": ("RQ530", "get the file again from where the folder came from, or make the output again"),
@@ -31,16 +31,23 @@ def check_files(
 
     `told` is called with a file's name and the bytes of it that were read, by one thread at a time.
     """
+    compared = compare_all(folder, manifest.files, quick=quick, told=told)
+    return list(_findings([*compared, *unlisted_files(folder, manifest)]))
+
+
+def compare_all(
+    folder: Path, files: Mapping[str, FileRecord], *, quick: bool = False, told: Told = lambda *_: None
+) -> list[FileProblem]:
+    """The files of a folder that are missing there, or not as their records say; as `check_files`."""
     lock = threading.Lock()
 
     def compare(name: str) -> FileProblem | None:
         with _Steps(name, told, lock) as steps:
-            return compare_file(folder, name, manifest.files[name], quick=quick, told=steps.add)
+            return compare_file(folder, name, files[name], quick=quick, told=steps.add)
 
     # The interpreter lock is free while a file is read and hashed; memory is a piece of a file for each thread.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        compared = list(pool.map(compare, manifest.files))
-    return list(_findings([*filter(None, compared), *unlisted_files(folder, manifest)]))
+        return [*filter(None, pool.map(compare, files))]
 
 
 def _findings(problems: list[FileProblem]) -> Iterator[Diagnostic]:

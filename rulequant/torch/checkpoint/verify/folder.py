@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-from rulequant.diagnostics import Diagnostic
-from rulequant.errors import CheckpointError, RulequantError, UsageError
-from rulequant.loader import load_rules
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
-from rulequant.torch.checkpoint.files import open_regular, printable
+from rulequant.torch.checkpoint.files import open_regular
 from rulequant.torch.checkpoint.layout import MODEL_STEM
-from rulequant.torch.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from rulequant.torch.checkpoint.manifest import Manifest
 from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME
+from rulequant.torch.checkpoint.records import PLAN_NAME
 from rulequant.torch.checkpoint.sources import Source, source_of
 from rulequant.torch.checkpoint.stored import stored_tensors
 from rulequant.torch.checkpoint.stream import plan_steps
@@ -29,28 +25,21 @@ from rulequant.torch.checkpoint.verify.contents import (
     check_tensors,
     payload_bytes,
 )
-from rulequant.torch.checkpoint.verify.files import check_files
 from rulequant.torch.checkpoint.verify.layers import check_layers, prepare_layers
 from rulequant.torch.checkpoint.verify.original import compare
-from rulequant.torch.diffusion import STEM, is_pipeline
+from rulequant.torch.checkpoint.verify.records import (
+    Progress,
+    attempt,
+    compare_files,
+    read_manifest,
+    record_findings,
+    require_output,
+)
+from rulequant.torch.diffusion import STEM
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 from rulequant.verification import Verified
 
-__all__ = ["Progress", "verify_folder", "verify_pipeline"]
-
-T = TypeVar("T")
-
-_MAKE_AGAIN = "make the output again with `rulequant apply`"
-
-
-class Progress(Protocol):
-    """Told how far a check is that takes long; a new `start` ends the one before."""
-
-    def start(self, total_bytes: int, items: int, unit: str = "tensor") -> None:
-        """The bytes to read in all, and the number of files or tensors."""
-
-    def advance(self, name: str, nbytes: int) -> None:
-        """Some bytes of a file or tensor are done."""
+__all__ = ["verify_folder"]
 
 
 class _Planned(NamedTuple):
@@ -87,94 +76,37 @@ def verify_folder(
     Raises:
         CheckpointError: the folder is no finished output, or the original cannot be read.
         ModelError: the original is no model with weights that can be built.
-        UsageError: the original is another model than the plan of the output is for; or the output is a pipeline.
+        UsageError: the original is another model than the plan of the output is for.
     """
     if not in_pipeline:
-        _require_output(folder)
-        _require_one_model(folder)
+        require_output(folder)
     found = Verified(str(folder), quick=quick, against=against, in_pipeline=in_pipeline)
     with ExitStack() as stack:
         original = _open_original(against, stack, trust_remote_code=trust_remote_code) if against else None
-        manifest = None if in_pipeline else _manifest(found)
-        planned = _attempt(found, lambda: _check_plan(found, manifest, trust_remote_code=trust_remote_code))
+        manifest = None if in_pipeline else read_manifest(found)
+        planned = attempt(found, lambda: _check_plan(found, manifest, trust_remote_code=trust_remote_code))
         if original and planned:
             check_same_model(planned.plan, original.skeleton.inventory())
             planned = planned if planned.skeleton else _Planned(original.skeleton, planned.plan)
         if manifest:
-            _check_files(found, manifest, progress)
-        reader = _attempt(found, lambda: stack.enter_context(CheckpointReader.open(folder, _stem(planned))))
+            compare_files(found, manifest, progress)
+        reader = attempt(found, lambda: stack.enter_context(CheckpointReader.open(folder, _stem(planned))))
         if planned is None:
             return found
         if not found.called:
-            _attempt(found, lambda: _check_layers(found, planned, trust_remote_code=trust_remote_code))
+            attempt(found, lambda: _check_layers(found, planned, trust_remote_code=trust_remote_code))
         if reader is None:
             return found
-        as_planned = _attempt(found, lambda: _check_contents(found, reader, planned), code="RQ534")
+        as_planned = attempt(found, lambda: _check_contents(found, reader, planned), code="RQ534")
         if original and as_planned:
             _compare(found, reader, planned.plan, original, progress)
     return found
-
-
-def verify_pipeline(
-    folder: Path,
-    *,
-    against: str | None = None,
-    quick: bool = False,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Verified, dict[str, Verified]]:
-    """Check an output of apply for a pipeline: all of its files, and each component that was quantized.
-
-    Raises as `verify_folder`.
-    """
-    _require_output(folder)
-    whole = Verified(str(folder), quick=quick, against=against)
-    manifest = _manifest(whole)
-    if manifest is None:
-        return whole, {}
-    _check_files(whole, manifest, progress)
-    names = [each.split("/")[0] for each in manifest.files if each.count("/") == 1 and each.endswith(f"/{PLAN_NAME}")]
-    return whole, {
-        name: verify_folder(
-            folder / name,
-            against=str(Path(against, name)) if against else None,
-            quick=quick,
-            trust_remote_code=trust_remote_code,
-            in_pipeline=True,
-            progress=progress,
-        )
-        for name in names
-    }
 
 
 def _stem(planned: _Planned | None) -> str:
     """What the names of the weights begin with: of a model of diffusers something else."""
     of_diffusers = planned is not None and planned.skeleton is not None and planned.skeleton.dtypes is not None
     return STEM if of_diffusers else MODEL_STEM
-
-
-def _require_output(folder: Path) -> None:
-    if not folder.is_dir():
-        what = "not a folder" if os.path.lexists(folder) else "no such folder"
-        raise CheckpointError(f"{printable(folder)}: {what}", remedy="give the folder that `rulequant apply -o` wrote")
-    if not os.path.lexists(folder / MANIFEST_NAME):
-        load_manifest(folder)  # raises, and says what the folder is not
-
-
-def _require_one_model(folder: Path) -> None:
-    if is_pipeline(folder):
-        raise UsageError(
-            f"{printable(folder)} is a pipeline, of several models", remedy="`rulequant verify OUT` checks all of them"
-        )
-
-
-def _attempt(found: Verified, check: Callable[[], T], *, code: str = "RQ539") -> T | None:
-    """The result of a check; what it raises about the output is a finding of the code, and its result None."""
-    try:
-        return check()
-    except RulequantError as error:
-        found.diagnostics.append(Diagnostic(code, error.message, remedy=error.remedy))
-        return None
 
 
 def _open_original(model: str, stack: ExitStack, *, trust_remote_code: bool) -> _Original:
@@ -184,31 +116,12 @@ def _open_original(model: str, stack: ExitStack, *, trust_remote_code: bool) -> 
     return _Original(skeleton, source, stack.enter_context(source.open()))
 
 
-def _manifest(found: Verified) -> Manifest | None:
-    try:
-        manifest = load_manifest(Path(found.output))
-    except CheckpointError as error:
-        found.diagnostics.append(Diagnostic("RQ530", error.message, value=MANIFEST_NAME, remedy=error.remedy))
-        return None
-    found.files, found.versions = len(manifest.files), dict(manifest.versions)
-    found.file_bytes = sum(each.size for each in manifest.files.values())
-    return manifest
-
-
-def _check_files(found: Verified, manifest: Manifest, progress: Progress | None) -> None:
-    if progress and not found.quick:
-        progress.start(found.file_bytes, found.files, "file")
-    told = progress.advance if progress and not found.quick else lambda *_: None
-    # What else is wrong may come of a changed file, so that comes first.
-    found.diagnostics[:0] = check_files(Path(found.output), manifest, quick=found.quick, told=told)
-
-
 def _check_plan(found: Verified, manifest: Manifest | None, *, trust_remote_code: bool) -> _Planned:
     folder = Path(found.output)
     os.close(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
     plan = load_plan(folder / PLAN_NAME)
     if manifest:
-        found.diagnostics += _record_findings(folder, plan, manifest)
+        found.diagnostics += record_findings(folder, plan, manifest)
     if not os.path.lexists(folder / "config.json") and not (manifest and "config.json" in manifest.files):
         found.plan, found.called = plan, True
         return _Planned(None, plan)
@@ -217,21 +130,6 @@ def _check_plan(found: Verified, manifest: Manifest | None, *, trust_remote_code
     check_same_model(plan, skeleton.inventory())
     found.plan = plan
     return _Planned(skeleton, plan)
-
-
-def _record_findings(folder: Path, plan: Plan, manifest: Manifest) -> list[Diagnostic]:
-    """Where manifest, plan and rules do not belong together, although each by itself is in order."""
-    hashes = [(PLAN_NAME, "plan has the sha256", plan.sha256, manifest.plan_sha256)]
-    hashes += [(PLAN_NAME, "plan was made with rules of the sha256", plan.rules_sha256, manifest.rules_sha256)]
-    if RULES_NAME in manifest.files:
-        os.close(open_regular(folder / RULES_NAME, root=folder))
-        hashes += [(RULES_NAME, "rules have the sha256", load_rules(folder / RULES_NAME).sha256, manifest.rules_sha256)]
-    return [
-        Diagnostic("RQ533", f"{name}: its {what} {one[:12]}…, the manifest says {other[:12]}…", value=name,
-                   remedy=_MAKE_AGAIN)
-        for name, what, one, other in hashes
-        if one != other
-    ]  # fmt: skip
 
 
 def _check_layers(found: Verified, planned: _Planned, *, trust_remote_code: bool) -> None:
