@@ -10,13 +10,13 @@ A checkpoint with `quant_method: rulequant` in its config.json then loads with p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
@@ -26,6 +26,7 @@ from rulequant.inventory import Kind
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
 from rulequant.schemes import Scheme
+from rulequant.torch.encoded_keys import encoded_weights, initialized
 from rulequant.torch.experts import ExpertWeights, expert_parameters, swap_parameters
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import inspect_model, kind_of
@@ -143,7 +144,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         names = tuple(dict.fromkeys(name for method in methods for name in factory_for(method).tensor_names))
         if not names:
             return weight_conversions
-        return [EncodedWeights(self, names, _encoded_keys(model, self.schemes)), *weight_conversions]
+        return [*encoded_weights(self, model, names), *weight_conversions]
 
     def is_serializable(self) -> bool:
         """`save_pretrained` works."""
@@ -191,64 +192,7 @@ class _Encode(ConversionOps):  # type: ignore[misc]
         scheme = self.hf_quantizer.schemes[module_name]
         factory = factory_for(scheme.method)
         factory.attach(layer, factory.encode(weight, _source_kind(layer), scheme))
-        return _initialized(layer)
-
-
-class _Attach(ConversionOps):  # type: ignore[misc]
-    """The tensors of an encoded weight become the parameter of its layer."""
-
-    def __init__(self, hf_quantizer: RuleQuantizer) -> None:
-        self.hf_quantizer = hf_quantizer
-
-    def convert(
-        self, input_dict: dict[str, Any], model: Any = None, full_layer_name: str | None = None, **_: Any
-    ) -> dict[str, Any]:
-        name = cast(str, full_layer_name).rpartition(".")[0]
-        # The weights of fused experts are children of the module that the scheme is for.
-        schemes = self.hf_quantizer.schemes
-        scheme = schemes.get(name) or schemes.get(name.rpartition(".")[0])
-        if scheme is None:
-            return input_dict
-        encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        layer, _ = get_module_from_name(model, cast(str, full_layer_name))
-        factory_for(scheme.method).attach(layer, encoded)
-        return {"weight": _initialized(layer)}
-
-
-class EncodedWeights(WeightConverter):  # type: ignore[misc]
-    """The tensors of one encoded weight become one parameter; those of weights that are as they were are not touched.
-
-    A converter of the model may be waiting for them: Kimi Linear's makes one convolution of three.
-    """
-
-    def __init__(self, hf_quantizer: RuleQuantizer, names: tuple[str, ...], layers: frozenset[str]) -> None:
-        """`names` are those of tensors inside a layer, `layers` the keys up to there."""
-        super().__init__(list(names), "weight", [_Attach(hf_quantizer)])
-        self.hf_quantizer, self.names, self.layers = hf_quantizer, names, layers
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> EncodedWeights:
-        """A converter for one more weight; transformers copies one for each."""
-        del memo
-        return EncodedWeights(self.hf_quantizer, self.names, self.layers)
-
-    def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """The parameter that a tensor is a part of, and which part; the key alone where it is none."""
-        for name in self.names:
-            layer = source_key.removesuffix(f".{name}")
-            if layer != source_key and layer in self.layers:
-                return f"{layer}.weight", name
-        return source_key, None
-
-
-def _encoded_keys(model: Any, schemes: Mapping[str, Scheme]) -> frozenset[str]:
-    """The names of all encoded weights without `.weight`, with and without the prefix of the base model."""
-    prefix = getattr(model, "base_model_prefix", "")
-    names: set[str] = set()
-    for name in schemes:
-        children = model.get_submodule(name).named_children()
-        fused = [f"{name}.{child}" for child, module in children if isinstance(module, ExpertWeights)]
-        names |= set(fused or [name])
-    return frozenset(form for name in names for form in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"))
+        return initialized(layer)
 
 
 class PendingExperts:
@@ -315,14 +259,6 @@ def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:
             remedy="load it with the class that config.json names",
         )
     return chosen
-
-
-def _initialized(layer: Any) -> Tensor:
-    """The weight of a layer, marked so that transformers does not draw it anew when it initializes what is missing."""
-    # Subclasses of embeddings have more than a weight: buffers that are not in a checkpoint, and are filled then.
-    marked: Any = layer.weight if isinstance(layer, StandIn) else layer
-    marked._is_hf_initialized = True
-    return cast(Tensor, layer.weight)
 
 
 def _source_kind(layer: Any) -> Kind:

@@ -11,7 +11,7 @@ from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["Conversion", "KeyMap", "map_keys", "renamed", "renamings_of"]
+__all__ = ["Conversion", "KeyMap", "map_keys", "prefix_forms", "renamed", "renamings_of"]
 
 
 class Conversion(NamedTuple):
@@ -19,6 +19,16 @@ class Conversion(NamedTuple):
 
     converter: Any
     pattern: str
+
+    def targets(self, first: str) -> tuple[str, ...]:
+        """The names of all tensors that the converter makes, by that of the first."""
+        patterns = self.converter.target_patterns
+        return tuple(first.replace(patterns[0], each, 1) for each in patterns)
+
+    def alone(self, key: str) -> str:
+        """What the first of them is called in the style of the source: the key without the converter's pattern."""
+        name: str = self.converter.rename_source_key(key)[0]
+        return name
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,27 @@ class KeyMap:
     """Tensors of the model that are in no shard, and that its class loads without."""
     renamings: tuple[Any, ...] = ()
     """The `WeightRenaming`s of transformers, which are applied to the names in the output too when that is loaded."""
+    converters: tuple[Any, ...] = ()
+    """Its `WeightConverter`s; one that matches a renamed name takes the tensor."""
+    base_prefix: str = ""
+    """What the names of the model begin with, and those of its base model do not."""
 
     def renamed(self, name: str) -> str:
         """What transformers makes of a name, its converters and the base model's prefix aside."""
         return renamed(name, self.renamings)
+
+    def is_converted(self, name: str) -> bool:
+        """Whether a converter would take what has this name once it is renamed."""
+        return any(each.rename_source_key(name)[1] is not None for each in self.converters)
+
+    def forms(self, name: str) -> frozenset[str]:
+        """A name of the model, and what the loader finds it under as well."""
+        return prefix_forms(name, self.base_prefix)
+
+
+def prefix_forms(name: str, prefix: str) -> frozenset[str]:
+    """A name with and without the base model's prefix, which transformers adds or drops as a model needs it."""
+    return frozenset({name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"} if prefix else {name})
 
 
 def renamed(name: str, renamings: Iterable[Any]) -> str:
@@ -57,14 +84,14 @@ def renamings_of(model: Any) -> tuple[Any, ...]:
     return _mapping(model)[0] if isinstance(model, PreTrainedModel) else ()
 
 
-def _mapping(model: Any) -> tuple[tuple[Any, ...], list[Any]]:
+def _mapping(model: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """(the `WeightRenaming`s, the `WeightConverter`s) of a model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     mapping = get_model_conversion_mapping(model)
     renamings = tuple(each for each in mapping if isinstance(each, WeightRenaming))
-    return renamings, [each for each in mapping if isinstance(each, WeightConverter)]
+    return renamings, tuple(each for each in mapping if isinstance(each, WeightConverter))
 
 
 class _Fit(NamedTuple):
@@ -81,6 +108,7 @@ class _Fit(NamedTuple):
     extra: set[str]
     """The other source keys that the model has no tensor for."""
     renamings: tuple[Any, ...]
+    converters: tuple[Any, ...]
     """By which the names were found."""
 
 
@@ -100,16 +128,26 @@ def map_keys(skeleton: Skeleton, keys: Iterable[str]) -> KeyMap:
     dropped = {key: f"{type(model).__name__} ignores it" for key in sorted(fit.ignored)}
     dropped |= {key: f"tied to {kept}" for key, kept in copies.items()}
     kept = {key: name for key, name in fit.targets.items() if key not in dropped}
-    return KeyMap(kept, fit.converted, dropped, copies, frozenset(fit.absent), fit.renamings)
+    return KeyMap(
+        kept,
+        fit.converted,
+        dropped,
+        copies,
+        frozenset(fit.absent),
+        fit.renamings,
+        fit.converters,
+        str(model.base_model_prefix or ""),
+    )
 
 
 def _fit(model: Any, keys: list[str], tensors: Collection[str]) -> _Fit:
     names = set(tensors)
-    targets, converted, unexpected, renamings = _rename(model, keys, names)
-    covered = set(targets.values()) | _other_targets(converted, targets)
+    renamings, converters = _mapping(model)
+    targets, converted, unexpected = _rename(model, keys, names, renamings, converters)
+    covered = {name for key, each in converted.items() for name in each.targets(targets[key])} | {*targets.values()}
     unfilled = _without_tied(model, names - covered, covered)
     missing, extra = _ignored_by_class(model, unfilled, unexpected)
-    return _Fit(targets, converted, missing, unfilled - missing, unexpected - extra, extra, renamings)
+    return _Fit(targets, converted, missing, unfilled - missing, unexpected - extra, extra, renamings, converters)
 
 
 def _misfit(skeleton: Skeleton, fit: _Fit, keys: list[str]) -> CheckpointError:
@@ -148,12 +186,11 @@ def _check_unique(skeleton: Skeleton, fit: _Fit) -> None:
 
 
 def _rename(
-    model: Any, keys: list[str], names: set[str]
-) -> tuple[dict[str, str], dict[str, Conversion], set[str], tuple[Any, ...]]:
-    """(targets, converter by converted key, unexpected keys, renamings), by the rules of `core_model_loading`."""
+    model: Any, keys: list[str], names: set[str], renamings: tuple[Any, ...], converters: tuple[Any, ...]
+) -> tuple[dict[str, str], dict[str, Conversion], set[str]]:
+    """(targets, converter by converted key, unexpected keys), by the rules of `core_model_loading`."""
     from transformers.core_model_loading import rename_source_key
 
-    renamings, converters = _mapping(model)
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     state: dict[str, Any] = dict.fromkeys(names, True)
     prefix = model.base_model_prefix
@@ -161,7 +198,7 @@ def _rename(
     converted: dict[str, Conversion] = {}
     unexpected: set[str] = set()
     for key in keys:
-        name, pattern = rename_source_key(key, list(renamings), converters, prefix, state)
+        name, pattern = rename_source_key(key, list(renamings), list(converters), prefix, state)
         if name not in names and key in names:
             name, pattern = rename_source_key(key, [], [], base_model_prefix=prefix, meta_state_dict=state)
         if name not in names:
@@ -170,16 +207,7 @@ def _rename(
         targets[key] = name
         if pattern is not None:
             converted[key] = Conversion(by_pattern[pattern], pattern)
-    return targets, converted, unexpected, renamings
-
-
-def _other_targets(converted: dict[str, Conversion], targets: dict[str, str]) -> set[str]:
-    """The tensors that converters make beside the first of each, which is in `targets`."""
-    return {
-        targets[key].replace(each.converter.target_patterns[0], other)
-        for key, each in converted.items()
-        for other in each.converter.target_patterns[1:]
-    }
+    return targets, converted, unexpected
 
 
 def _tied_groups(model: Any) -> dict[str, set[str]]:
