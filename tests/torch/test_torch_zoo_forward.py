@@ -9,8 +9,6 @@ import torch
 from zoo.classes import Architecture, architectures
 from zoo.forward import Run, known_runs, prepare, quantized, reloaded
 
-from rulequant.errors import CheckpointError
-
 pytestmark = pytest.mark.slow
 
 CHUNKS = 8
@@ -32,6 +30,9 @@ RELOADED = (
         "ernie4_5_moe",
         "qwen3_vl_moe",
     ),
+    # tensors that the loader splits, joins, permutes, or takes apart; a name that it would rename twice
+    *("nomic_bert", "gte", "jina_embeddings_v3", "gradium_phonon_tts", "inkling2_text", "inkling_mm_model", "radio"),
+    *("minimax_m3_vl", "mistral_large4", "molmo2_text", "tipsv2", "unlimited_ocr"),
     # weights that the code reads; convolutions that the loader makes of several tensors
     *("mamba", "falcon_h1", "kimi_linear", "olmo_hybrid", "bailing_hybrid", "wavlm", "deberta", "reformer"),
     *("bert", "modernbert", "albert", "t5", "bart", "switch_transformers", "nllb-moe", "whisper"),
@@ -81,16 +82,6 @@ def test_applied_models_run_alike(model_type: str, tmp_path: Path) -> None:
     memory, plan = quantized(prepare(architecture, *RUNS[model_type]))
     assert plan.summary["quantized"] > 0
     _assert_equal(loaded, memory)
-
-
-def test_name_that_would_be_renamed_twice(tmp_path: Path) -> None:
-    """transformers adds `.weight` behind `weight_proj` wherever it finds it, so a loader would miss the quant state."""
-    (architecture,) = (each for each in architectures() if each.model_type == "inkling2_text")
-    with pytest.raises(
-        CheckpointError, match=r"`model\.llm\.layers\.1\.attn\.k_sconv\.weight_proj`: transformers renames"
-    ):
-        reloaded(architecture, prepare(architecture, *RUNS["inkling2_text"]), tmp_path)
-    assert not (tmp_path / "output").exists()
 
 
 def _assert_equal(one: Run, other: Run) -> None:

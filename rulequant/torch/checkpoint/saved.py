@@ -81,11 +81,8 @@ class _Section(Part):
 
 
 def section_of(survey: Survey, reader: CheckpointReader, plan: Plan) -> dict[str, Any] | None:
-    """The survey of a checkpoint folder as JSON-ready data; None where it cannot be said in JSON.
-
-    That is where only code of the library merges tensors, which is never taken from a file.
-    """
-    if survey.library != "transformers" or any(step.merge for step in survey.steps):
+    """The survey of a checkpoint folder of transformers as JSON-ready data; None for other libraries."""
+    if survey.library != "transformers":
         return None
     data: dict[str, Any] = {
         "versions": _versions(),

@@ -151,8 +151,9 @@ class ShardFile:
     def _copied(self, step: Step, start: int, stop: int) -> Copied | Gathered:
         (tensor,) = step.tensors
         offset = self._arrangement.offset(tensor.name) + start * (tensor.nbytes // step.numel)
-        (block,) = step.blocks
-        if block.rows > 1 or block.transposed:
+        block = step.blocks[0]
+        # As it lies there, from the first value to the last; all else is put together.
+        if len(step.blocks) > 1 or block.rows > 1 or block.entry.shape != step.shape:
             return Gathered.of(self.name, step, start, stop, offset)
         return Copied(self.name, block.entry, start, stop, step.dtype, offset)
 

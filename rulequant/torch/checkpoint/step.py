@@ -8,7 +8,7 @@ from rulequant.inventory import Kind, TensorInfo
 from rulequant.schemes import Scheme, Slicing
 from rulequant.torch.checkpoint.header import TensorEntry
 
-__all__ = ["Block", "Merge", "Step"]
+__all__ = ["Block", "Step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Block:
     """Whether a row of the source is a column of the matrix."""
 
     @property
+    def is_in_one_piece(self) -> bool:
+        """Whether its values lie in the source as in the matrix, one behind the other."""
+        return not self.transposed and (self.stride == self.columns or self.rows == 1)
+
+    @property
     def height(self) -> int:
         """Rows of the matrix."""
         return self.columns if self.transposed else self.rows
@@ -44,21 +49,11 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
-    """Source tensors whose rectangles only transformers' own code puts together, in memory and as a whole."""
-
-    converter: bytes
-    """The pickled `WeightConverter`: what holds it does not import transformers, only what merges."""
-    patterns: tuple[str, ...]
-    """For each block the pattern by which the converter takes its tensor."""
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """A tensor of the model, the source that it is made of, and what becomes of it."""
 
     key: str
-    """The first source key."""
+    """The first source key; where several tensors are made of that, the name that this one would have unencoded."""
     target: str
     """The model's name for it."""
     kind: Kind
@@ -67,7 +62,7 @@ class Step:
     dtype: str
     """As safetensors spells it: what it is cast to; before encoding, where it is encoded."""
     blocks: tuple[Block, ...]
-    """What makes up the matrix [out, in] of a weight, row by row; one row for what is not encoded."""
+    """What makes up the matrix [out, in] of a weight, row by row; one row for what is not encoded, nor rearranged."""
     columns: int
     """Of that matrix."""
     tensors: tuple[TensorInfo, ...]
@@ -79,7 +74,6 @@ class Step:
     scheme: Scheme | None = None
     slicing: Slicing | None = None
     """None: it is encoded as a whole."""
-    merge: Merge | None = None
 
     @property
     def numel(self) -> int:

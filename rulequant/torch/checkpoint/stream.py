@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import cast
 
@@ -11,16 +12,32 @@ from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
 from rulequant.schemes import Scheme
 from rulequant.torch.checkpoint.arrangement import RECORD_BYTES
+from rulequant.torch.checkpoint.boxes import Layout, ScatteredError
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, FLOATS, SPELLINGS, TensorEntry
 from rulequant.torch.checkpoint.keys import KeyMap
-from rulequant.torch.checkpoint.merging import expert_blocks, merge_of
+from rulequant.torch.checkpoint.naming import Naming
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Block, Step
+from rulequant.torch.checkpoint.tracing import converted_layouts
 from rulequant.torch.checkpoint.unfusing import steps_apart
 from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["encoding_of", "plan_steps"]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What steps are made by."""
+
+    keys: KeyMap
+    plan: Plan
+    inventory: Inventory
+    skeleton: Skeleton
+    naming: Naming
+
+    def encoding(self, target: str) -> tuple[ModuleInfo, Scheme | None]:
+        return encoding_of(target, self.plan, self.inventory)
 
 
 def plan_steps(
@@ -29,14 +46,15 @@ def plan_steps(
     """One step for each tensor that is written, in the order of the source.
 
     Raises:
-        CheckpointError: a tensor's shape is not the model's, or its dtype is none that can be read.
+        CheckpointError: a tensor's shape is not the model's, or its dtype is none that can be read; or transformers
+            computes it, and so that it cannot be quantized alone.
     """
+    known = _Known(keys, plan, inventory, skeleton, Naming.of(keys, plan, inventory))
     groups: dict[str, list[TensorEntry]] = {}
     for key, entry in reader.tensors.items():
         if key in keys.targets:
-            merged = key in keys.converted and encoding_of(keys.targets[key], plan, inventory)[1]
-            groups.setdefault(keys.targets[key] if merged else key, []).append(entry)
-    found = [_step(tuple(entries), keys, plan, inventory, skeleton) for entries in groups.values()]
+            groups.setdefault(keys.targets[key] if key in keys.converted else key, []).append(entry)
+    found = [step for entries in groups.values() for step in _steps(entries, known)]
     _check_complete(found, plan, inventory)
     if plan.container != "bitsandbytes":
         return found
@@ -65,27 +83,54 @@ def encoding_of(target: str, plan: Plan, inventory: Inventory) -> tuple[ModuleIn
     return info, scheme if scheme and local in scheme.quantized_tensors(info) else None
 
 
-def _step(entries: tuple[TensorEntry, ...], keys: KeyMap, plan: Plan, inventory: Inventory, skeleton: Skeleton) -> Step:
-    first, target = entries[0], keys.targets[entries[0].name]
-    info, scheme = encoding_of(target, plan, inventory)
-    converted = first.name in keys.converted
-    shape = tuple(skeleton.tensors[target].shape)
+def _steps(entries: Sequence[TensorEntry], known: _Known) -> list[Step]:
+    """The steps of one source tensor, or of those that a converter of transformers takes together."""
+    first, keys = entries[0], known.keys
+    target = keys.targets[first.name]
+    if first.name not in keys.converted:
+        return [_step(first, target, known)]
+    conversions = [keys.converted[each.name] for each in entries]
+    is_quantized = any(known.encoding(name)[1] for name in conversions[0].targets(target))
     for entry in entries:
-        _check_dtype(entry, quantized=scheme is not None)
-    if converted and scheme and info.kind != "experts":
+        _check_dtype(entry, quantized=is_quantized)
+    if not is_quantized:
+        # As they are: whoever loads the output converts them, as those of the source.
+        return [_kept(each, target, _stored(each, target, known.skeleton)) for each in entries]
+    made = converted_layouts(entries, conversions, target, known.skeleton.model)
+    return [_made(first.name, name, layout, known, is_alone=len(made) == 1) for name, layout in made.items()]
+
+
+def _step(entry: TensorEntry, target: str, known: _Known) -> Step:
+    """The step of a source tensor that is one of the model."""
+    shape, (info, scheme) = tuple(known.skeleton.tensors[target].shape), known.encoding(target)
+    _check_dtype(entry, quantized=scheme is not None)
+    if entry.shape != shape:
         raise CheckpointError(
-            f"`{printable(first.name)}` is merged or split by transformers as it loads, so it is not quantized alone",
-            remedy=f"skip `{info.name}` with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
-        )
-    if not converted and first.shape != shape:
-        raise CheckpointError(
-            f"`{printable(first.name)}` has the shape {list(first.shape)}, config.json asks for {list(shape)}",
+            f"`{printable(entry.name)}` has the shape {list(entry.shape)}, config.json asks for {list(shape)}",
             remedy="the weights are of another model than config.json",
         )
     tensor = info.tensor(target.rpartition(".")[2])
     if scheme is None or tensor is None:
-        return _kept(first, target, _stored(first, target, skeleton))
-    return _encoded(entries, target, keys, info, tensor, scheme, SPELLINGS[_name(skeleton.encoded_dtype(target))])
+        return _kept(entry, target, _stored(entry, target, known.skeleton))
+    name = known.naming.encoded(entry.name, target, info, scheme, tensor)
+    return _encoded(entry.name, target, name, Layout.of(entry), info, tensor, scheme, known)
+
+
+def _made(key: str, target: str, layout: Layout, known: _Known, *, is_alone: bool) -> Step:
+    """The step of a tensor of the model that transformers makes of those of the source."""
+    shape, (info, scheme) = tuple(known.skeleton.tensors[target].shape), known.encoding(target)
+    if layout.shape != shape:
+        raise CheckpointError(
+            f"`{printable(key)}` and its like come to the shape {list(layout.shape)} for `{target}`, "
+            f"config.json asks for {list(shape)}",
+            remedy="the weights are of another model than config.json",
+        )
+    tensor = info.tensor(target.rpartition(".")[2])
+    if scheme is None or tensor is None:
+        return _kept_apart(known.naming.kept(key, target, info), target, layout, known.skeleton)
+    name = known.naming.encoded(key, target, info, scheme, tensor)
+    # Of several that are made of one each has a key of its own.
+    return _encoded(key if is_alone else name, target, name, layout, info, tensor, scheme, known)
 
 
 def _kept(entry: TensorEntry, target: str, dtype: str) -> Step:
@@ -95,22 +140,30 @@ def _kept(entry: TensorEntry, target: str, dtype: str) -> Step:
     return Step(entry.name, target, "other", entry.shape, dtype, (block,), entry.numel, (written,), written.nbytes)
 
 
+def _kept_apart(name: str, target: str, layout: Layout, skeleton: Skeleton) -> Step:
+    """The step of a tensor that is as it was, and not where it was."""
+    columns = layout.shape[-1] if layout.shape else 1
+    blocks = _blocks(layout, columns, target)
+    dtype = _stored(layout.boxes[0].entry, target, skeleton) if layout.boxes else SPELLINGS["float32"]
+    written = TensorInfo(name, layout.shape, DTYPE_NAMES[dtype])
+    return Step(name, target, "other", layout.shape, dtype, blocks, columns, (written,), written.nbytes)
+
+
 def _encoded(
-    entries: tuple[TensorEntry, ...],
+    key: str,
     target: str,
-    keys: KeyMap,
+    name: str,
+    layout: Layout,
     info: ModuleInfo,
     tensor: TensorInfo,
     scheme: Scheme,
-    dtype: str,
+    known: _Known,
 ) -> Step:
-    key, shape = entries[0].name, tensor.shape
-    conversions = [keys.converted[each.name] for each in entries if each.name in keys.converted]
-    columns = _columns(info, shape)
-    blocks = expert_blocks(entries, conversions, shape) if conversions else (_block(entries[0], info, columns),)
-    merge = None if blocks else merge_of(conversions)
-    encoded = scheme.encoded_tensors(info, tensor)
-    prefix = _prefix(key, target, info, keys, (*(each.name for each in encoded), *scheme.record_names))
+    shape, encoded = tensor.shape, scheme.encoded_tensors(info, tensor)
+    # The weight of a `Conv1D` is [in, out]; its matrix, as that of all others, is [out, in].
+    layout = layout.permuted((1, 0)) if info.kind == "conv1d" else layout
+    columns = shape[0] if info.kind == "conv1d" else shape[-1] if info.kind == "experts" else prod(shape[1:])
+    prefix = known.naming.prefix(name, info)
     written = tuple(TensorInfo(f"{prefix}{each.name}", each.shape, each.dtype) for each in encoded)
     nbytes = scheme.encoded_bytes(info, tensor)
     return Step(
@@ -118,61 +171,25 @@ def _encoded(
         target=target,
         kind=info.kind,
         shape=shape,
-        dtype=dtype,
-        blocks=blocks or _unplaced(entries),
+        dtype=SPELLINGS[_name(known.skeleton.encoded_dtype(target))],
+        blocks=_blocks(layout, columns, target),
         columns=columns,
         tensors=written,
         nbytes=nbytes + RECORD_BYTES if written else nbytes,
         prefix=prefix,
         scheme=scheme,
-        slicing=None if merge or not written else scheme.slicing(info, tensor),
-        merge=merge,
+        slicing=scheme.slicing(info, tensor) if written else None,
     )
 
 
-def _block(entry: TensorEntry, info: ModuleInfo, columns: int) -> Block:
-    """The one source tensor as the matrix [out, in]; that of a `Conv1D` lies transposed."""
-    if info.kind == "conv1d":
-        rows, columns = entry.shape
-        return Block(entry, rows, columns, stride=columns, transposed=True)
-    return Block(entry, entry.numel // columns, columns, stride=columns)
-
-
-def _unplaced(entries: tuple[TensorEntry, ...]) -> tuple[Block, ...]:
-    return tuple(Block(each, 1, each.numel, stride=each.numel) for each in entries)
-
-
-def _columns(info: ModuleInfo, shape: tuple[int, ...]) -> int:
-    if info.kind == "conv1d":
-        return shape[0]
-    return shape[-1] if info.kind == "experts" else prod(shape[1:])
-
-
-def _prefix(key: str, target: str, info: ModuleInfo, keys: KeyMap, names: Iterable[str]) -> str:
-    """What the names of encoded tensors begin with: the source's own key, or the model's for fused experts.
-
-    The own key of experts that are merged is what the first of them becomes before it is renamed. Where a loader would
-    rename that to something else, the other of the two: it renames names with a suffix as well.
-
-    Raises:
-        CheckpointError: it would rename both.
-    """
-    alone = keys.converted[key].converter.rename_source_key(key)[0] if key in keys.converted else key
-    own, renamed, models = (_stem(each, info) for each in (alone, keys.renamed(alone), target))
-    # A key of another form is one that transformers renames, and not with a suffix behind it.
-    ways = ((own, renamed), (models, models))
-    for prefix, wanted in ways if key.endswith("weight") and info.kind != "experts" else ways[::-1]:
-        if all(keys.renamed(f"{prefix}{name}") == f"{wanted}{name}" for name in names):
-            return prefix
-    raise CheckpointError(
-        f"`{printable(key)}`: transformers renames it while it loads, and would rename its quantized form wrongly",
-        remedy=f"skip `{info.name}` with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
-    )
-
-
-def _stem(name: str, info: ModuleInfo) -> str:
-    """Of the weight of a layer what is before `weight`; of a parameter of experts, a module once encoded, its name."""
-    return name.removesuffix("weight") if name.endswith("weight") and info.kind != "experts" else f"{name}."
+def _blocks(layout: Layout, columns: int, target: str) -> tuple[Block, ...]:
+    try:
+        return layout.blocks(columns)
+    except ScatteredError as error:
+        raise CheckpointError(
+            f"`{target}`: transformers makes it of values that lie too far apart in the source to be read in rows",
+            remedy="skip its module with a reason, or apply in memory: rulequant.torch.apply(model, rules)",
+        ) from error
 
 
 def _check_dtype(entry: TensorEntry, *, quantized: bool) -> None:

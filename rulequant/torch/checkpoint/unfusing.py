@@ -19,16 +19,16 @@ def steps_apart(step: Step, inventory: Inventory) -> list[Step]:
     """The steps for a tensor of a plain bitsandbytes checkpoint: one for each matrix where it wants them so.
 
     Raises:
-        CheckpointError: transformers merges the tensor as it loads.
+        CheckpointError: transformers converts the tensor as it loads.
     """
     module, _, local = step.target.rpartition(".")
     info = inventory.by_name[module]
     matrices = [each for each in LAYOUT if each.source == local] if info.stock_linears else []
     if not matrices:
         return [step]
-    if len(step.entries) != 1 or step.merge or len(step.entries[0].shape) != 3:
+    if len(step.blocks) != 1 or not step.blocks[0].is_in_one_piece or len(step.entries[0].shape) != 3:
         raise CheckpointError(
-            f"`{printable(step.key)}` is merged by transformers as it loads, so it is not taken apart"
+            f"`{printable(step.key)}` is converted by transformers as it loads, so it is not taken apart"
         )
     return [_part(step, info, expert, each) for expert in range(expert_count(info)) for each in matrices]
 

@@ -99,7 +99,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A weight that its method encodes, or that transformers merges, only as a whole."""
+    """A weight that its method encodes only as a whole."""
 
     shard: str
     step: Step

@@ -17,8 +17,7 @@ from rulequant.torch.checkpoint.bench import Bench
 from rulequant.torch.checkpoint.checksums import digest_fd
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather, raw, read_values
-from rulequant.torch.checkpoint.header import DTYPE_NAMES, SPELLINGS, TensorEntry
-from rulequant.torch.checkpoint.merging import merge_whole
+from rulequant.torch.checkpoint.header import DTYPE_NAMES, SPELLINGS
 from rulequant.torch.checkpoint.partfile import explained
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Copied, Encoded, Finished, Gathered, Hashed, Late, Result, Unit, Whole
@@ -63,7 +62,7 @@ def expect(bench: Bench, unit: Unit) -> None:
     if isinstance(unit, Copied):
         size = unit.entry.item_size
         bench.reader.expect(unit.entry, unit.start * size, (unit.stop - unit.start) * size)
-    elif isinstance(unit, Encoded) and len(unit.step.blocks) == 1 and not unit.step.blocks[0].transposed:
+    elif isinstance(unit, Encoded) and len(unit.step.blocks) == 1 and unit.step.blocks[0].is_in_one_piece:
         (block,) = unit.step.blocks
         size = block.entry.item_size
         bench.reader.expect(block.entry, (block.first + unit.start) * size, (unit.stop - unit.start) * size)
@@ -188,12 +187,8 @@ def _encoder(step: Step) -> SliceEncoder:
 def _encoded(bench: Bench, step: Step) -> dict[str, Tensor]:
     scheme, dtype = cast(Any, step.scheme), TORCH_DTYPES[step.dtype]
     factory = factory_for(scheme.method)
-    if step.merge:
-        entries = [block.entry for block in step.blocks]
-        weight = merge_whole(entries, step.merge, lambda entry: _read(bench, entry, dtype), step.shape)
-    else:
-        weight = _values(bench, step, 0, step.numel)
-        weight = weight.view(step.shape[::-1]).T if step.kind == "conv1d" else weight.view(step.shape)
+    weight = _values(bench, step, 0, step.numel)
+    weight = weight.view(step.shape[::-1]).T if step.kind == "conv1d" else weight.view(step.shape)
     if step.kind != "experts":
         return factory.encode(weight, step.kind, scheme)
     return cast(ExpertsFactory, factory).encode_experts(weight.unbind(), weight.shape, dtype, scheme)
@@ -204,11 +199,6 @@ def _values(bench: Bench, step: Step, start: int, stop: int) -> Tensor:
     return gather(bench.reader, step.blocks, step.columns, start, stop, TORCH_DTYPES[step.dtype])
 
 
-def _read(bench: Bench, entry: TensorEntry, dtype: torch.dtype) -> Tensor:
-    # Cloned: the next read goes to the same memory.
-    return read_values(bench.reader, entry, 0, entry.numel).to(dtype, copy=True).view(entry.shape)
-
-
 @contextmanager
 def _told(bench: Bench, step: Step, start: int, stop: int) -> Iterator[None]:
     """Name the tensor in what is raised about its values; and say whether they are so in the source."""
@@ -216,7 +206,7 @@ def _told(bench: Bench, step: Step, start: int, stop: int) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         message = f"`{printable(step.key)}`: {error.message}"
-        origin = None if step.merge else _cast_from(bench, step, start, stop)
+        origin = _cast_from(bench, step, start, stop)
         if origin is None:
             raise NotFiniteError(message, remedy=error.remedy) from error
         raise NotFiniteError(

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from apply_runs import configure
-from moe_models import moe_rules, save_moe
+from converted_models import CONVERTED, save_converted
+from moe_models import MOE, moe_rules, save_moe
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny
 
@@ -27,7 +28,6 @@ from rulequant.torch.checkpoint.job import Survey
 from rulequant.torch.checkpoint.prepare import survey_of
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.saved import saved_survey, section_of
-from rulequant.torch.checkpoint.step import Merge
 from rulequant.torch.skeleton import build_skeleton
 
 DOUBLE = moe_rules(method="bnb_4bit", double_quant=True) | {"quantizable_types": ["Linear", "Conv1D", "*Experts"]}
@@ -48,10 +48,11 @@ def again(folder: Path, plan: Plan, section: dict[str, Any]) -> Survey | None:
         return saved_survey(section, reader, plan)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral", "gpt_oss", "llama4_text", "nomic_bert", "gte"])
 def test_a_survey_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    """Step by step: transposed weights, tensors that are cast, experts merged or taken apart."""
-    save: Callable[[str, Path], Path] = save_moe if name in {"mixtral", "gpt_oss", "llama4_text"} else save_tiny
+    """Step by step: transposed weights, tensors that are cast, experts merged or taken apart, projections split."""
+    save: Callable[[str, Path], Path] = save_tiny
+    save = save_moe if name in MOE else save_converted if name in CONVERTED else save
     folder = save(name, tmp_path / name)
     survey, plan, section = surveyed(folder)
     assert again(folder, plan, section) == survey
@@ -120,14 +121,6 @@ def test_an_edited_file_is_refused(edit: Any, message: str, llama: Path) -> None
     with pytest.raises(UsageError, match=message) as raised:
         again(llama, plan, section)
     assert "rulequant plan MODEL RULES -o FILE" in str(raised.value.remedy)
-
-
-def test_code_is_never_taken_from_a_file(llama: Path) -> None:
-    """Where only transformers can merge tensors, nothing is saved."""
-    survey, plan, _ = surveyed(llama)
-    merged = replace(survey, steps=(replace(survey.steps[0], merge=Merge(b"", ("a",))), *survey.steps[1:]))
-    with CheckpointReader.open(llama) as reader:
-        assert section_of(merged, reader, plan) is None
 
 
 def test_a_saved_plan_is_applied_without_torch_or_transformers(llama: Path, tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from rulequant.schemes import Scheme
-from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather, read_tensor
+from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather
 from rulequant.torch.checkpoint.header import ITEM_SIZES, TensorEntry
-from rulequant.torch.checkpoint.merging import merge_whole
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.factories import LayerFactory, SpanFactory, factory_for
@@ -86,14 +85,8 @@ class _Originals:
     def __init__(self, source: CheckpointReader, step: Step) -> None:
         self._source, self._step = source, step
         self._dtype = torch.float64 if any(each.dtype == "F64" for each in step.entries) else torch.float32
-        self._whole: Tensor | None = None
-        if step.merge:  # only transformers' own code puts it together
-            whole = merge_whole(step.entries, step.merge, lambda entry: read_tensor(source, entry.name), step.shape)
-            self._whole = whole.reshape(-1)
 
     def values(self, start: int, stop: int) -> Tensor:
-        if self._whole is not None:
-            return self._whole[start:stop].to(self._dtype)
         return gather(self._source, self._step.blocks, self._step.columns, start, stop, self._dtype)
 
 
