@@ -48,7 +48,8 @@ class Bench:
         if shard not in self._outputs:
             self._outputs[shard] = open_part(self.folder / shard)
             for oldest in list(self._outputs)[:-_MAX_OPEN]:
-                os.close(self._outputs.pop(oldest))
+                with explained(self.folder / oldest):  # some file systems write only now
+                    os.close(self._outputs.pop(oldest))
         return self._outputs[shard]
 
     def write(self, shard: str, data: bytes | bytearray | memoryview, offset: int) -> None:

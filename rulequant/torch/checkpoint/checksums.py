@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rulequant.errors import CheckpointError
-from rulequant.torch.checkpoint.files import open_regular, read_into
+from rulequant.torch.checkpoint.files import close_read, open_regular, read_into
 from rulequant.torch.checkpoint.header import TensorEntry, read_header
 
 __all__ = ["Digest", "digest_fd", "digest_file"]
@@ -44,7 +44,7 @@ def digest_file(path: Path, *, root: Path, told: Told = lambda _: None) -> Diges
     try:
         return digest_fd(fd, path, told=told)
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def digest_fd(fd: int, path: Path, *, told: Told = lambda _: None) -> Digest:

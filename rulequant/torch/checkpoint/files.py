@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from rulequant import escaping
@@ -16,6 +17,7 @@ from rulequant.errors import CheckpointError, ResumableError
 __all__ = [
     "LARGEST_INT",
     "MAX_CALL_BYTES",
+    "close_read",
     "cut_short",
     "damaged",
     "hash_fd",
@@ -159,9 +161,15 @@ def open_regular(path: Path, *, root: Path) -> int:
     try:
         _require_regular(os.fstat(fd), path)
     except BaseException:
-        os.close(fd)
+        close_read(fd)
         raise
     return fd
+
+
+def close_read(fd: int) -> None:
+    """Close a descriptor through which nothing was written: no byte depends on how that goes."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def hash_file(path: Path, *, root: Path) -> str:
@@ -170,7 +178,7 @@ def hash_file(path: Path, *, root: Path) -> str:
     try:
         return hash_fd(fd, path)
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def hash_fd(fd: int, path: Path) -> str:

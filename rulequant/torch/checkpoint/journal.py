@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rulequant.errors import CheckpointError
-from rulequant.torch.checkpoint.files import hash_file, open_regular, read_exactly, strict_json
+from rulequant.torch.checkpoint.files import close_read, hash_file, open_regular, read_exactly, strict_json
 from rulequant.torch.checkpoint.partfile import explained, write_file
 from rulequant.torch.checkpoint.recipe import Recipe
 from rulequant.torch.checkpoint.sealed import seal
@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except CheckpointError:
         return None
     finally:
-        os.close(fd)
+        close_read(fd)
     if not isinstance(data, dict) or not data.pop(_SEAL, None):
         return None
     return data if seal(data, _SEAL) == text else None

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.checksums import Digest, digest_file
 from rulequant.torch.checkpoint.files import (
+    close_read,
     damaged,
     open_regular,
     printable,
@@ -239,7 +240,7 @@ def _size(folder: Path, name: str) -> int:
     try:
         return os.fstat(fd).st_size
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def _read(path: Path) -> bytes:
@@ -250,7 +251,7 @@ def _read(path: Path) -> bytes:
             raise damaged(printable(path), f"{size:,} bytes, at most {_MAX_BYTES:,} are allowed")
         return bytes(read_exactly(fd, 0, size, path))
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def _parse(text: bytes, where: str) -> Manifest:

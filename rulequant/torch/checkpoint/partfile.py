@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rulequant.errors import ResumableError
-from rulequant.torch.checkpoint.files import MAX_CALL_BYTES, open_regular, printable, read_into, size_text
+from rulequant.torch.checkpoint.files import MAX_CALL_BYTES, close_read, open_regular, printable, read_into, size_text
 
 __all__ = [
     "PART_SUFFIX",
@@ -144,7 +144,7 @@ def copy_file(source: Path, destination: Path, *, root: Path | None = None) -> N
         with PartFile(destination) as copy:
             _copy_bytes(fd, source, copy)
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def sync_file(path: Path) -> None:
@@ -153,7 +153,7 @@ def sync_file(path: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def sync_folder(folder: Path) -> None:
@@ -165,7 +165,7 @@ def sync_folder(folder: Path) -> None:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 def free_bytes(folder: Path) -> int:

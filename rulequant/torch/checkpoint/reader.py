@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import (
+    close_read,
     cut_short,
     hash_fd,
     open_regular,
@@ -119,7 +120,7 @@ class CheckpointReader:
         with self._lock:
             self._closed = True
             for shard in [name for name, each in self._open.items() if each.users == 0]:
-                os.close(self._open.pop(shard).fd)
+                close_read(self._open.pop(shard).fd)
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -213,7 +214,7 @@ class CheckpointReader:
     def check_unchanged(self) -> None:
         """Raise CheckpointError if the index or a shard is no longer the file that was opened."""
         for file in self._stamps:
-            os.close(self._open_checked(file))
+            close_read(self._open_checked(file))
 
     def _sampled(self) -> Iterator[TensorEntry]:
         """At most so many of each shard, all over it, in the order of its bytes."""
@@ -271,7 +272,7 @@ class CheckpointReader:
         with self._lock:
             shard.users -= 1
             if self._closed and shard.users == 0:
-                os.close(self._open.pop(file).fd)
+                close_read(self._open.pop(file).fd)
 
     def _open_checked(self, file: str) -> int:
         path = self.folder / file
@@ -280,7 +281,7 @@ class CheckpointReader:
         stamp = _Stamp(state.st_size, state.st_mtime_ns)
         if self._stamps.setdefault(file, stamp) == stamp:
             return fd
-        os.close(fd)
+        close_read(fd)
         raise CheckpointError(
             f"{printable(path)}: the file changed while the checkpoint was read",
             remedy="leave the folder alone while rulequant reads it, and run again",
@@ -289,7 +290,7 @@ class CheckpointReader:
     def _close_oldest(self) -> None:
         idle = [name for name, each in self._open.items() if each.users == 0]
         for name in idle[: max(0, len(self._open) - _MAX_OPEN_SHARDS)]:
-            os.close(self._open.pop(name).fd)
+            close_read(self._open.pop(name).fd)
 
 
 def _check_slice(entry: TensorEntry, start_byte: int, length: int) -> None:

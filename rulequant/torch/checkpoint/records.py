@@ -15,7 +15,7 @@ from rulequant.plan import Plan
 from rulequant.ruleset import RuleSet
 from rulequant.scalars import resolve
 from rulequant.torch.checkpoint.card import CardFacts, card_text
-from rulequant.torch.checkpoint.files import open_regular, read_exactly
+from rulequant.torch.checkpoint.files import close_read, open_regular, read_exactly
 from rulequant.torch.checkpoint.manifest import MANIFEST_NAME
 from rulequant.torch.checkpoint.origin import Origin
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
@@ -103,7 +103,7 @@ def _card_of(path: Path) -> str | None:
     except UnicodeDecodeError:
         return None
     finally:
-        os.close(fd)
+        close_read(fd)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,13 +7,14 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from rulequant.errors import CheckpointError, ResumableError, RulequantError
-from rulequant.torch.checkpoint.files import printable, size_text
+from rulequant.torch.checkpoint.files import close_read, printable, size_text
 from rulequant.torch.checkpoint.journal import Journal
 from rulequant.torch.checkpoint.partfile import PART_SUFFIX, explained, free_bytes, sync_file, sync_folder
 from rulequant.torch.checkpoint.place import check_output
@@ -33,6 +34,8 @@ _FILES_NAME = "checkpoint"
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _LOCK_ATTEMPTS = 100
+_SECONDS_TO_WAIT = 2.0
+"""For a lock that workers of a killed run still hold: they end in a moment."""
 
 
 class Staging:
@@ -156,7 +159,7 @@ class Staging:
             if _is_same_file(fd, path):
                 return fd
             # The run that held it has just ended, and took the folder with it.
-            os.close(fd)
+            close_read(fd)
         raise self._busy()
 
     def _open_lock(self, path: Path) -> int | None:
@@ -174,17 +177,21 @@ class Staging:
                 raise
 
     def _lock(self, fd: int) -> None:
+        until = time.monotonic() + _SECONDS_TO_WAIT
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            os.close(fd)
-            raise self._busy() from error
+            while not _takes_lock(fd):
+                if time.monotonic() >= until:
+                    raise self._busy()
+                time.sleep(0.02)
         except OSError as error:
-            os.close(fd)
+            close_read(fd)
             raise CheckpointError(
                 f"{printable(self.folder)}: this file system cannot lock a file: {error.strerror}",
                 remedy="choose an output on another file system",
             ) from error
+        except BaseException:
+            close_read(fd)
+            raise
 
     def _busy(self) -> CheckpointError:
         return CheckpointError(
@@ -282,7 +289,16 @@ class Staging:
         # Not by closing alone: workers that are gone already may have their copies a moment longer.
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        close_read(fd)
+
+
+def _takes_lock(fd: int) -> bool:
+    """Whether nobody else has the lock; OSError where there are none."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _may_be_over(error: BaseException | None) -> bool:

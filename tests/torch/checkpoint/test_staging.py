@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +154,7 @@ def test_too_little_space_is_told_first(tmp_path: Path) -> None:
 
 
 def test_a_second_run_for_the_same_output_is_refused(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """It neither waits nor touches the work of the first."""
+    """It waits for a moment only, and does not touch the work of the first."""
     with pytest.raises(CheckpointError, match="out: another rulequant apply is writing it now"):
         Staging(tmp_path / "out").__enter__()
     assert (tmp_path / ".out.rulequant-staging" / "checkpoint" / "config.json").read_text() == "half"
@@ -166,6 +168,20 @@ def test_a_second_run_in_the_same_process_is_refused(tmp_path: Path) -> None:
     with Staging(tmp_path / "out") as stage:
         with pytest.raises(CheckpointError, match="another rulequant apply is writing"):
             Staging(tmp_path / "out").__enter__()
+        stage.commit()
+    assert _names(tmp_path) == ["out"]
+
+
+def test_a_lock_that_is_let_go_in_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """A worker of a killed run may hold it a little longer than that lived."""
+    folder = tmp_path / ".out.rulequant-staging"
+    folder.mkdir()
+    held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    timer = threading.Timer(0.2, os.close, [held])
+    timer.start()
+    with Staging(tmp_path / "out") as stage:
+        assert timer.finished.is_set()
         stage.commit()
     assert _names(tmp_path) == ["out"]
 

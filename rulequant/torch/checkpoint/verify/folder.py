@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
-from rulequant.torch.checkpoint.files import open_regular
+from rulequant.torch.checkpoint.files import close_read, open_regular
 from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.manifest import Manifest
 from rulequant.torch.checkpoint.prepare import check_same_model
@@ -118,14 +118,14 @@ def _open_original(model: str, stack: ExitStack, *, trust_remote_code: bool) -> 
 
 def _check_plan(found: Verified, manifest: Manifest | None, *, trust_remote_code: bool) -> _Planned:
     folder = Path(found.output)
-    os.close(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
+    close_read(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
     plan = load_plan(folder / PLAN_NAME)
     if manifest:
         found.diagnostics += record_findings(folder, plan, manifest)
     if not os.path.lexists(folder / "config.json") and not (manifest and "config.json" in manifest.files):
         found.plan, found.called = plan, True
         return _Planned(None, plan)
-    os.close(open_regular(folder / "config.json", root=folder))
+    close_read(open_regular(folder / "config.json", root=folder))
     skeleton = build_skeleton(str(folder), trust_remote_code=trust_remote_code)
     check_same_model(plan, skeleton.inventory())
     found.plan = plan

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rulequant.diagnostics import Diagnostic
 from rulequant.errors import UsageError
 from rulequant.pipeline_plan import PipelinePlan
 from rulequant.plan_file import read_plan
-from rulequant.torch.checkpoint.files import open_regular, printable
+from rulequant.torch.checkpoint.files import close_read, open_regular, printable
 from rulequant.torch.checkpoint.manifest import FileRecord, Manifest
 from rulequant.torch.checkpoint.records import CARD_NAME, PLAN_NAME
 from rulequant.torch.checkpoint.verify.files import compare_all
@@ -80,7 +79,7 @@ def _planned(manifest: Manifest) -> list[str]:
 
 def _check_plan(whole: Verified, manifest: Manifest) -> PipelinePlan:
     folder = Path(whole.output)
-    os.close(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
+    close_read(open_regular(folder / PLAN_NAME, root=folder))  # reading a pipe would wait for ever
     plan, _ = read_plan(folder / PLAN_NAME)
     if not isinstance(plan, PipelinePlan):
         raise UsageError(f"{PLAN_NAME} is not the plan of a pipeline", remedy=MAKE_AGAIN)

@@ -11,7 +11,7 @@ from rulequant.diagnostics import Diagnostic
 from rulequant.errors import CheckpointError, RulequantError
 from rulequant.loader import load_rules
 from rulequant.plan import Plan
-from rulequant.torch.checkpoint.files import open_regular, printable
+from rulequant.torch.checkpoint.files import close_read, open_regular, printable
 from rulequant.torch.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME
 from rulequant.torch.checkpoint.verify.files import check_files
@@ -78,7 +78,7 @@ def record_findings(folder: Path, plan: Plan, manifest: Manifest) -> list[Diagno
     hashes = [(PLAN_NAME, "plan has the sha256", plan.sha256, manifest.plan_sha256)]
     hashes += [(PLAN_NAME, "plan was made with rules of the sha256", plan.rules_sha256, manifest.rules_sha256)]
     if RULES_NAME in manifest.files:
-        os.close(open_regular(folder / RULES_NAME, root=folder))
+        close_read(open_regular(folder / RULES_NAME, root=folder))
         hashes += [(RULES_NAME, "rules have the sha256", load_rules(folder / RULES_NAME).sha256, manifest.rules_sha256)]
     return [
         Diagnostic("RQ533", f"{name}: its {what} {one[:12]}…, the manifest says {other[:12]}…", value=name,
