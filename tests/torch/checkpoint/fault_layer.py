@@ -1,22 +1,25 @@
-"""A layer between rulequant and the system, in this process, in which a chosen call fails."""
+"""A layer between rulequant and the system, in this process or in the workers, in which a chosen call fails."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from rulequant.torch.checkpoint import rename, staging
+from rulequant.torch.checkpoint import crew, rename, staging
 
-__all__ = ["CALLS", "FaultLayer"]
+__all__ = ["CALLS", "Fault", "FaultLayer", "WorkersLayer", "join"]
 
 CALLS = (
-    "open", "mkdir", "write", "pwrite", "pwritev", "copy_file_range", "ftruncate", "posix_fallocate", "fsync",
+    "open", "close", "mkdir", "write", "pwrite", "pwritev", "copy_file_range", "ftruncate", "posix_fallocate", "fsync",
     "fdatasync", "rename", "replace", "rename_without_replacing",
 )  # fmt: skip
 """What writes, names or brings to the disk; `open` is that of the sources too."""
@@ -67,3 +70,70 @@ class FaultLayer:
             return usual(*arguments, **options)
 
         return call
+
+
+class Fault(NamedTuple):
+    """Call `number` of `name`, counted from 1 over all workers, fails; where `persistent`, so do all after it."""
+
+    name: str
+    number: int
+    code: int
+    persistent: bool
+
+
+class WorkersLayer:
+    """The same in the head of a crew and in its workers, and not here; they count together, in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._counts = folder / "counts"
+
+    @contextmanager
+    def installed(self, fault: Fault | None = None) -> Iterator[None]:
+        """All heads that start meanwhile have the layer."""
+        self._counts.write_bytes(bytes(_NUMBER.size * len(CALLS)))
+        layer = f"import fault_layer; fault_layer.join({str(self._counts)!r}, {fault and tuple(fault)!r}); "
+        with pytest.MonkeyPatch.context() as patch:
+            path = "import sys; sys.path[:] = sys.argv[2:]; "
+            patch.setattr(crew, "_START", path + layer + crew._START)
+            yield
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The calls of the last run, by name."""
+        data = self._counts.read_bytes()
+        return {name: _NUMBER.unpack_from(data, _NUMBER.size * place)[0] for place, name in enumerate(CALLS)}
+
+
+_NUMBER = struct.Struct("=q")
+_open, _pwrite = os.open, os.pwrite
+
+
+def join(counts: str, fault: tuple[str, int, int, bool] | None) -> None:
+    """In a head: have its calls, and those of its copies, counted, and the one fail that should."""
+    fd = _open(counts, os.O_RDWR)
+    for place, name in enumerate(CALLS):
+        if hasattr(os, name):
+            number = fault[1:] if fault and fault[0] == name else None
+            setattr(os, name, _counted(getattr(os, name), fd, _NUMBER.size * place, number))
+
+
+def _counted(usual: Callable[..., Any], fd: int, place: int, fault: tuple[int, int, bool] | None) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        count = _count(fd, place)
+        if fault and (count == fault[0] or (fault[2] and count > fault[0])):
+            raise OSError(fault[1], os.strerror(fault[1]))
+        return usual(*arguments, **options)
+
+    return call
+
+
+def _count(fd: int, place: int) -> int:
+    """One more of a call; the lock goes with a process that is killed here."""
+    fcntl.lockf(fd, fcntl.LOCK_EX)
+    try:
+        count = int(_NUMBER.unpack(os.pread(fd, _NUMBER.size, place))[0]) + 1
+        _pwrite(fd, _NUMBER.pack(count), place)
+    finally:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+    return count

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 from apply_runs import state
 from apply_stops import Stop, contents, names
 from children import in_child
-from fault_layer import CALLS, FaultLayer
+from fault_layer import CALLS, Fault, FaultLayer, WorkersLayer
 from tiny_models import save_tiny
 
 from rulequant.errors import CheckpointError, ResumableError
 from rulequant.loader import load_rules
+from rulequant.torch.checkpoint import crew as crew_module
 from rulequant.torch.checkpoint.apply import apply_to_folder
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 
@@ -65,7 +67,7 @@ def test_every_call_fails_once(
         for number in range(1, layer.counts[name] + 1):
             place = tmp_path / str(number)
             place.mkdir()
-            with layer.failing(name, number, code, persistent=code == errno.ENOSPC and name != "open"):
+            with layer.failing(name, number, code, persistent=code == errno.ENOSPC and name not in {"open", "close"}):
                 error = _error(skeleton, place / "out")
             _check_what_is_left(error, place, undisturbed, f"{name} {number}")
             if error is not None and not (place / "out").exists():
@@ -84,10 +86,69 @@ def test_the_layer_sees_the_calls(skeleton: Skeleton, tmp_path: Path) -> None:
     assert min(layer.counts[name] for name in ("open", "mkdir", "pwrite", "fsync", "replace")) >= 3
 
 
-def _error(skeleton: Skeleton, output: Path) -> CheckpointError | None:
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkersLayer:
+    """A layer in the workers, of which a tiny checkpoint has two."""
+    monkeypatch.setattr(crew_module, "_BYTES_A_WORKER", 1)
+    return WorkersLayer(tmp_path)
+
+
+def _check_faults_of_workers(
+    faults: Iterable[Fault], workers: WorkersLayer, source: Path, skeleton: Skeleton, undisturbed: dict[str, bytes]
+) -> None:
+    before = state(source)
+    for fault in faults:
+        place = workers.folder / "-".join(map(str, fault))
+        place.mkdir()
+        with workers.installed(fault):
+            error = _error(skeleton, place / "out", workers=2)
+        _check_what_is_left(error, place, undisturbed, str(fault))
+        assert error is not None or workers.counts[fault.name] < fault.number, str(fault)
+        if error is not None:
+            run(skeleton, place / "out")
+        assert names(place) == ["out"], str(fault)
+        assert contents(place / "out") == undisturbed, str(fault)
+    assert state(source) == before
+
+
+OF_WORKERS = ("open", "pwrite", "copy_file_range", "fsync")
+
+
+@pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="which is one of the calls")
+def test_calls_of_workers_fail(
+    workers: WorkersLayer, source: Path, skeleton: Skeleton, undisturbed: dict[str, bytes]
+) -> None:
+    """One of each kind, in the middle: the run hears of it, and the rerun, which has no workers, gives the same."""
+    with workers.installed():
+        run(skeleton, workers.folder / "dry", workers=2)
+    made = {name: workers.counts[name] for name in OF_WORKERS}
+    assert min(made.values()) >= 2, made
+    assert contents(workers.folder / "dry") == undisturbed
+    faults = [
+        Fault(name, made[name] // 2, code, code == errno.ENOSPC)
+        for name, code in zip(OF_WORKERS, [errno.EIO, errno.ENOSPC, errno.EIO, errno.EIO], strict=True)
+    ]
+    _check_faults_of_workers(faults, workers, source, skeleton, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["disk full", "disk error"])
+@pytest.mark.parametrize("name", CALLS)
+def test_every_call_of_workers_fails(
+    name: str, code: int, workers: WorkersLayer, source: Path, skeleton: Skeleton, undisturbed: dict[str, bytes]
+) -> None:
+    """Each in turn, of whichever worker makes it."""
+    with workers.installed():
+        run(skeleton, workers.folder / "dry", workers=2)
+    persistent = code == errno.ENOSPC and name not in {"open", "close"}
+    faults = [Fault(name, each, code, persistent) for each in range(1, workers.counts[name] + 1)]
+    _check_faults_of_workers(faults, workers, source, skeleton, undisturbed)
+
+
+def _error(skeleton: Skeleton, output: Path, **options: Any) -> CheckpointError | None:
     """The error of a run; only those that are meant for a user may come."""
     try:
-        run(skeleton, output)
+        run(skeleton, output, **options)
     except CheckpointError as error:
         return error
     return None
