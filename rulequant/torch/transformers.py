@@ -56,6 +56,8 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         """The scheme of each quantized module."""
         self.experts: dict[str, PendingExperts] = {}
         """Fused experts that are quantized as their weights come in, by module name."""
+        self.encoded: set[str] = set()
+        """The modules whose weight was encoded as it came in."""
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """A config without rules and without modules has nothing to say; called again with the map made of `auto`.
@@ -123,7 +125,9 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, experts in self.experts.items():
             module = model.get_submodule(name)
             replace_module(model, module, experts.finish(module))
-        self.experts = {}
+        if not self.pre_quantized:
+            self._encode_rest(model)
+        self.experts, self.encoded = {}, set()
         methods = {each.method for each in self.schemes.values()}
         # num_parameters(), the Trainer and peft ask for these; both where both are.
         for method, flag in _LOADED_IN.items():
@@ -133,6 +137,13 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         # The loader keeps what it converted, to undo it on saving; here saving is the layers' own work.
         model._weight_conversions = []
         return model
+
+    def _encode_rest(self, model: Any) -> None:
+        """Encode what was not handed over: of several weights that one converter makes, the first decides for all."""
+        encode = _Encode(self)
+        for name in self.schemes.keys() - self.experts.keys() - self.encoded:
+            key = f"{name}.weight"
+            encode.convert({key: model.get_submodule(name).weight.detach()}, model=model)
 
     def get_quantize_ops(self) -> ConversionOps:
         """The operation that encodes a weight as it comes in."""
@@ -177,6 +188,9 @@ class _Encode(ConversionOps):  # type: ignore[misc]
         result = {}
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
+            if not self.hf_quantizer.param_needs_quantization(model, name):
+                result[name] = weight
+                continue
             try:
                 result[name] = self._parameter(model, name, weight)
             except NotFiniteError as error:
@@ -190,6 +204,7 @@ class _Encode(ConversionOps):  # type: ignore[misc]
             return pending.take(local, weight)
         layer, _ = get_module_from_name(model, name)
         scheme = self.hf_quantizer.schemes[module_name]
+        self.hf_quantizer.encoded.add(module_name)
         factory = factory_for(scheme.method)
         factory.attach(layer, factory.encode(weight, _source_kind(layer), scheme))
         return initialized(layer)

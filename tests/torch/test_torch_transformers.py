@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from moe_models import MOE, moe_class, moe_rules, save_moe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, inputs_for, save_tiny
 from torch import nn
 
@@ -47,6 +47,27 @@ def assert_same_state(first: dict[str, torch.Tensor], second: dict[str, torch.Te
     assert sorted(first) == sorted(second)
     for key, tensor in first.items():
         assert tensor.reshape(-1).view(torch.uint8).equal(second[key].reshape(-1).view(torch.uint8)), key
+
+
+@pytest.mark.parametrize("method", ["bnb_4bit", "bnb_int8"])
+def test_weights_that_no_shard_has(method: str, tmp_path: Path) -> None:
+    """transformers draws them at random, and says so; they are quantized as all others are."""
+    source = save_tiny("bert", tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    missing = {each for each in tensors if ".0.attention.self.query.weight" in each or "position_emb" in each}
+    kept = {name: each for name, each in tensors.items() if name not in missing}
+    save_file(kept, source / "model.safetensors", {"format": "pt"})
+    rules = {"version": 1, "quantizable_types": ["Linear", "Embedding"], "schemes": {"it": {"method": method}}}
+    config = RuleQuantConfig(rules | {"scheme": "it"})
+    model, info = model_class("bert").from_pretrained(source, quantization_config=config, output_loading_info=True)
+    assert info["missing_keys"] == missing
+    whole = model_class("bert").from_pretrained(save_tiny("bert", tmp_path / "whole"), quantization_config=config)
+    found, wanted = model.state_dict(), whole.state_dict()
+    assert {name: (each.dtype, each.shape) for name, each in found.items()} == {
+        name: (each.dtype, each.shape) for name, each in wanted.items()
+    }
+    with torch.no_grad():
+        assert model(**inputs_for(model)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "t5", "bert"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from apply_runs import files_of, run
-from converted_models import CONVERTED, save_converted
+from converted_models import CONVERTED, save_converted, save_ernie
 from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -21,7 +21,6 @@ from zoo.forward import known_runs, quiet
 from zoo.tiny import tiny_model
 
 import rulequant.torch
-import rulequant.torch.transformers  # registers the quantizer
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint import crew
 from rulequant.torch.checkpoint.keys import map_keys
@@ -29,6 +28,7 @@ from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.shardfile import SMALLEST_MEMORY
 from rulequant.torch.factories import NotFiniteError
 from rulequant.torch.skeleton import build_skeleton
+from rulequant.torch.transformers import RuleQuantConfig
 
 DOUBLE = {"method": "bnb_4bit", "double_quant": True}
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -43,6 +43,14 @@ ARCHITECTURES = (
     *("sapiens2", "tipsv2", "tipsv2_text_model", "tipsv2_vision_model", "unlimited_ocr"),
 )
 """All that transformers does more for than merging experts, and of which a tiny model runs."""
+BUILT = {
+    "hrm_text": "divided",
+    "kimi_k25": "named",
+    "rf_detr": "divided",
+    "step3p7": "divided",
+    "tipsv2_dpt": "divided",
+}
+"""Others, of which one can be built; how its sizes are cut."""
 FIRST = "nomic_bert.layers.0.self_attn"
 FUSED = "nomic_bert.encoder.layers.0.attn.Wqkv.weight"
 
@@ -89,12 +97,13 @@ def architecture_of(name: str) -> Architecture:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["bitsandbytes", "rulequant"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *BUILT])
 def test_every_architecture(name: str, container: Any, tmp_path: Path) -> None:
     """From the layout that it was published in, all that can be quantized; with plain transformers where that can."""
     architecture = architecture_of(name)
+    cut = BUILT[name] if name in BUILT else known_runs()[name][0]
     with quiet():
-        tiny_model(architecture, known_runs()[name][0]).save_pretrained(tmp_path / "source")  # type: ignore[operator]
+        tiny_model(architecture, cut).save_pretrained(tmp_path / "source")  # type: ignore[operator]
     skeleton = build_skeleton(str(tmp_path / "source"))
     experts = [each.name for each in skeleton.inventory().owners if each.kind == "experts"]
     types = TYPES if container == "rulequant" else ["Linear", "Conv1D"]
@@ -155,6 +164,37 @@ def test_some_of_what_is_split_stays(
     assert found.diagnostics == []
     assert found.comparison is not None
     assert found.comparison.different == 0
+
+
+@pytest.mark.parametrize("skipped", [None, "text", "vision"], ids=["none stay", "text stays", "vision stays"])
+def test_experts_of_several_modules_in_one_list(skipped: str | None, tmp_path: Path) -> None:
+    """What transformers makes of all of them together is quantized module by module, streamed and while it loads."""
+    source, model_class = save_ernie(tmp_path / "source"), transformers.Ernie4_5_VLMoeForConditionalGeneration
+    skip = {"modules": f"**.{skipped}_moe.experts", "reason": "a test", "optional": True}
+    wanted = rules(skip_modules=[skip])
+    applied = run(source, tmp_path / "out", wanted)
+    fused = {"gate_up_proj", "down_proj"}
+    kept = {tuple(name.split(".")[-3:]) for name in applied.weight_map if name.rpartition(".")[2] in fused}
+    assert kept == ({(f"{skipped}_moe", "experts", each) for each in fused} if skipped else set())
+    model = assert_as_in_memory(source, tmp_path / "out", wanted, model_class)
+    assert verify(tmp_path / "out", source).diagnostics == []
+    loaded = model_class.from_pretrained(source, quantization_config=RuleQuantConfig(wanted))
+    assert_same(state(loaded), state(model))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("skipped", ["q", "{k,v}", "o"], ids=["the first stays", "only the first", "all are"])
+def test_quantized_while_it_loads(skipped: str, scheme: str, nomic: Path, tmp_path: Path) -> None:
+    """Of several layers that transformers makes of one tensor each is quantized, or not, by the rules; and saved."""
+    skip = {"modules": f"**.self_attn.{skipped}_proj", "reason": "a test"}
+    wanted = rules(SCHEMES[scheme], skip_modules=[skip])
+    memory = transformers.NomicBertForMaskedLM.from_pretrained(nomic)
+    rulequant.torch.apply(memory, wanted)
+    loaded = transformers.NomicBertForMaskedLM.from_pretrained(nomic, quantization_config=RuleQuantConfig(wanted))
+    assert_same(state(loaded), state(memory))
+    loaded.save_pretrained(tmp_path / "saved")
+    again = transformers.NomicBertForMaskedLM.from_pretrained(tmp_path / "saved")
+    assert_same(state(again), state(memory))
 
 
 def test_errors_against_the_original(nomic: Path, tmp_path: Path) -> None:
