@@ -72,7 +72,10 @@ class FourBitSlices:
         """Packed codes, and absmax, which double quantization takes for work."""
         settings = self._settings
         with explained(self._shape, self._kind, start=start):
-            packed, absmax = kernels.quantize_4bit(values, quant_type=settings.quant_type, blocksize=settings.blocksize)
+            out = torch.from_numpy(scratch("packed", ((len(values) + 1) // 2,), np.uint8))
+            packed, absmax = kernels.quantize_4bit(
+                values, quant_type=settings.quant_type, blocksize=settings.blocksize, out=out
+            )
         self.sample = sample_4bit(
             values,
             packed,

@@ -16,7 +16,19 @@ from torch import Tensor
 
 from rulequant.torch.kernels.spans import scratch
 
-__all__ = ["SOURCE_DTYPES", "Bits", "bits_of", "check_source", "magnitude_maxima", "through_float16", "to_float32"]
+__all__ = [
+    "SOURCE_DTYPES",
+    "Bits",
+    "bits_of",
+    "check_source",
+    "magnitude_maxima",
+    "missing_factor",
+    "through_float16",
+    "to_eleven_bits",
+    "to_float32",
+    "turned",
+    "turned_maxima",
+]
 
 Bits = NDArray[Any]
 """The bit patterns of floats: int16 or int32."""
@@ -55,6 +67,18 @@ def bits_of(values: Tensor) -> Bits:
 
 def to_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The finite values of bit patterns of a dtype, flat: in `out`, or for float32 the patterns' own memory."""
+    values = _nearly_float32(bits, dtype, out)
+    return np.multiply(values, missing_factor(dtype), out=out) if dtype == torch.float16 else values
+
+
+def missing_factor(dtype: torch.dtype) -> np.float32:
+    """What the values of `to_eleven_bits` are too small by."""
+    # The exponent of float32 counts from -126, that of float16 from -14.
+    return np.float32(2.0**112 if dtype == torch.float16 else 1)
+
+
+def _nearly_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same, but for the missing factor."""
     if dtype == torch.float32:
         return bits.view(np.float32)
     if dtype == torch.bfloat16:
@@ -63,12 +87,11 @@ def to_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDAr
         np.copyto(words, bits.view(np.uint16))
         np.left_shift(words, 16, out=words)
         return out
-    # Sign, exponent and fraction where float32 has them; but its exponent counts from -126, that of float16 from -14.
+    # Sign, exponent and fraction where float32 has them.
     signed = out.view(np.int32)
     np.copyto(signed, bits)
     np.left_shift(signed, 13, out=signed)
     np.bitwise_and(signed, ~0x70001FFF, out=signed)
-    np.multiply(out, np.float32(2.0**112), out=out)
     return out
 
 
@@ -95,34 +118,65 @@ def through_float16(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) ->
     return out
 
 
+def to_eleven_bits(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The finite values of bit patterns, flat, as float16 rounds them, but for what is below 2^-14: that stays below.
+
+    They lack the `missing_factor`, and are in `out`. It takes half the steps of `through_float16`.
+    """
+    values = _nearly_float32(bits, dtype, out)
+    if dtype != torch.float32:
+        return values
+    # Veltkamp's splitting of a number of 24 bits: what is left are the upper 11. A test compares all fractions.
+    large = scratch("large", values.shape, np.float32)
+    np.multiply(values, np.float32(2**13 + 1), out=large)
+    np.subtract(large, values, out=out)
+    np.subtract(large, out, out=out)
+    return out
+
+
+def turned(rows: Bits, group: int) -> Bits:
+    """Short rows [count, n] with the first four values of each row of a group, then the next four: [g, n/4, group*4].
+
+    Scratch memory. `count` is a multiple of `group`, and n of four.
+    """
+    # Types of the size of four values; a copy looks at no bit.
+    four = np.int64 if rows.itemsize == 2 else np.complex128
+    fours = rows.view(four).reshape(-1, group, rows.shape[1] // 4)
+    columns = scratch("turned", (len(fours), fours.shape[2], group), four)
+    np.copyto(columns, fours.transpose(0, 2, 1))
+    return columns.view(rows.dtype)
+
+
 def magnitude_maxima(rows: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
     """The largest magnitude in each row [k, n], as float32; not finite if anything in the row is not.
 
-    Without the sign bit, the bit patterns of floats are ordered as integers, infinity and NaN on top. So this finds on
-    the way what is not finite, and is several times as fast as the maximum of absolute values.
+    The bit patterns of floats of one sign are ordered as integers, infinity and NaN on top. So this finds on the way
+    what is not finite, and is several times as fast as the maximum of absolute values.
     """
-    maxima = _pattern_maxima(rows)
+    if rows.shape[1] >= SHORT_ROW or rows.shape[1] % 4:
+        return _as_float32(_largest(rows, axis=1), dtype)
+    return turned_maxima(turned(rows, len(rows)), dtype)
+
+
+def turned_maxima(columns: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
+    """The same for each of the rows that were `turned`, all groups in order."""
+    maxima = _largest(columns, axis=1).reshape(-1)
+    maxima = np.maximum(maxima[::2], maxima[1::2])
+    return _as_float32(np.maximum(maxima[::2], maxima[1::2]), dtype)
+
+
+def _largest(patterns: Bits, axis: int) -> Bits:
+    """The largest along an axis, without the sign bit.
+
+    With the sign bit, negative numbers are the largest unsigned integers, and less than zero as signed ones.
+    """
+    unsigned: Bits = np.maximum.reduce(patterns.view(f"u{patterns.itemsize}"), axis=axis).view(patterns.dtype)
+    np.bitwise_and(unsigned, np.iinfo(patterns.dtype).max, out=unsigned)
+    return np.maximum(np.maximum.reduce(patterns, axis=axis), unsigned)
+
+
+def _as_float32(patterns: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
     if dtype == torch.float16:
         # Few enough for numpy's conversion, which knows infinity and NaN.
-        return maxima.view(np.float16).astype(np.float32)
-    return to_float32(maxima, dtype, np.empty(len(maxima), np.float32))
-
-
-def _pattern_maxima(rows: Bits) -> Bits:
-    count, columns = rows.shape
-    lanes = 8 // rows.itemsize
-    magnitude = np.iinfo(rows.dtype).max
-    if columns >= SHORT_ROW or columns % lanes:
-        magnitudes = scratch("magnitudes", rows.shape, rows.dtype.type)
-        np.bitwise_and(rows, magnitude, out=magnitudes)
-        maxima: Bits = np.maximum.reduce(magnitudes, axis=1)
-        return maxima
-    # Turned by words of 8 bytes, so that one long reduction serves all rows; then the lanes of a word are left.
-    words = scratch("magnitudes", (columns // lanes, count), np.int64)
-    np.copyto(words, rows.view(np.int64).T)
-    magnitudes = words.view(rows.dtype)
-    np.bitwise_and(magnitudes, magnitude, out=magnitudes)
-    maxima = np.maximum.reduce(magnitudes, axis=0)
-    while len(maxima) > count:
-        maxima = np.maximum(maxima[::2], maxima[1::2])
-    return maxima
+        return patterns.view(np.float16).astype(np.float32)
+    return to_float32(patterns, dtype, np.empty(len(patterns), np.float32))

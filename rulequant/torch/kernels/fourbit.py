@@ -13,21 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rulequant.torch.kernels.blocks import TINY, encode_blocks, pack, ranks_of
 from rulequant.torch.kernels.floats import Bits, bits_of, check_source, magnitude_maxima, to_float32
 from rulequant.torch.kernels.notfinite import refuse_not_finite
 from rulequant.torch.kernels.spans import CHUNK, in_parallel, scratch
-from rulequant.torch.kernels.tables import QUANT_TYPES, FourBitTable, four_bit_table
+from rulequant.torch.kernels.tables import QUANT_TYPES, four_bit_table
 
 __all__ = ["BLOCKSIZES", "FourBitEncoder", "quantize_4bit"]
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """What bitsandbytes takes."""
-
-COMPARED = 1 << 16
-"""Values compared at a time; the results take 15 bytes a value."""
-
-TINY = np.float32(1e-38)
-"""bitsandbytes' lower limit for what it divides by. A subnormal number, whose reciprocal is still finite."""
 
 
 def quantize_4bit(
@@ -113,36 +108,23 @@ class FourBitEncoder:
     def _encode(self, bits: Bits, dtype: torch.dtype, packed: NDArray[np.uint8], absmax: NDArray[np.float32]) -> None:
         blocksize, table = self._blocksize, self._table
         full = len(bits) // blocksize * blocksize
+        chunk = CHUNK * 2 // bits.itemsize
 
         def encode_span(start: int, stop: int) -> None:
-            for at in range(start, stop, CHUNK):
-                end = min(at + CHUNK, stop)
+            for at in range(start, stop, chunk):
+                end = min(at + chunk, stop)
                 maxima = absmax[at // blocksize : end // blocksize]
-                scaled = _scaled_by_blocks(bits[at:end].reshape(-1, blocksize), dtype, maxima)
-                _pack(_ranks(scaled, table), table, packed[at // 2 : end // 2])
+                encode_blocks(bits[at:end].reshape(-1, blocksize), dtype, table, maxima, packed[at // 2 : end // 2])
 
-        in_parallel(encode_span, full, chunk=CHUNK, threads=self._threads)
+        in_parallel(encode_span, full, chunk=chunk, threads=self._threads)
         if full < len(bits):
             with np.errstate(all="ignore"):
                 scaled = _scaled_short_block(bits[full:], dtype, absmax[-1:])
-                _pack(_ranks(scaled, table), table, packed[full // 2 :])
-
-
-def _scaled_by_blocks(blocks: Bits, dtype: torch.dtype, absmax: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Set the absmax of full blocks [k, blocksize]; every value over it, flat: times the reciprocal, as bitsandbytes.
-
-    bitsandbytes also clamps to [-1, 1]. A product can pass 1 by a rounding error, but no midpoint lies there.
-    """
-    absmax[:] = magnitude_maxima(blocks, dtype)
-    factors = np.reciprocal(np.maximum(absmax, TINY))
-    out = scratch("scaled", (blocks.size,), np.float32)
-    values = to_float32(blocks.reshape(-1), dtype, out)
-    np.multiply(values.reshape(blocks.shape), factors[:, None], out=out.reshape(blocks.shape))
-    return out
+                pack(ranks_of(scaled, table.midpoints), table, packed[full // 2 :])
 
 
 def _scaled_short_block(values: Bits, dtype: torch.dtype, absmax: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same for a last block that is not full: there bitsandbytes divides, and stores what it divides by.
+    """A last block that is not full, scaled: there bitsandbytes divides, and stores what it divides by.
 
     An odd number of values is followed by a zero, for the second half of the last byte.
     """
@@ -151,31 +133,3 @@ def _scaled_short_block(values: Bits, dtype: torch.dtype, absmax: NDArray[np.flo
     floats = to_float32(values, dtype, scratch("scaled", values.shape, np.float32))
     np.divide(floats, absmax, out=scaled[: len(values)])
     return scaled
-
-
-def _ranks(scaled: NDArray[np.float32], table: FourBitTable) -> NDArray[np.uint8]:
-    """The number of midpoints below each value.
-
-    numpy compares ten times as fast as torch, into bytes, which it also adds fast.
-    """
-    ranks = scratch("ranks", scaled.shape, np.uint8)
-    for at in range(0, len(scaled), COMPARED):
-        part = scaled[at : at + COMPARED]
-        exceeded = scratch("exceeded", (len(table.midpoints), len(part)), np.bool_)
-        np.greater(part, table.midpoints, out=exceeded)
-        np.add.reduce(exceeded.view(np.uint8), axis=0, out=ranks[at : at + COMPARED])
-    return ranks
-
-
-def _pack(ranks: NDArray[np.uint8], table: FourBitTable, packed: NDArray[np.uint8]) -> None:
-    """Two codes a byte, the first in the high half; the ranks, even in number, are overwritten."""
-    # Little-endian: first + 256 * second.
-    pairs = ranks.view("<u2")
-    if table.pairs is not None:
-        # The mode that needs no test of the indices; none is too large.
-        np.take(table.pairs, pairs, out=packed, mode="clip")
-        return
-    # The high byte of (first + 256 * second) * (4096 + 1) is 16 * first + second.
-    np.multiply(pairs, 4097, out=pairs)
-    np.right_shift(pairs, 8, out=pairs)
-    np.copyto(packed, pairs, casting="unsafe")

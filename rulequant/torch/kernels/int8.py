@@ -12,11 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rulequant.torch.kernels.floats import Bits, bits_of, check_source, magnitude_maxima, through_float16
+from rulequant.torch.kernels.floats import (
+    Bits,
+    bits_of,
+    check_source,
+    magnitude_maxima,
+    missing_factor,
+    through_float16,
+    to_eleven_bits,
+)
 from rulequant.torch.kernels.notfinite import refuse_not_finite
-from rulequant.torch.kernels.spans import CHUNK, in_parallel, scratch
+from rulequant.torch.kernels.spans import in_parallel, scratch
 
 __all__ = ["quantize_int8"]
+
+CHUNK = 1 << 17
+"""Values that go through all steps together, if the rows are not longer: what is computed from them is half a MB."""
+
+LARGEST_COARSE = np.float32(127 * 2.0**6)
+"""The largest factor that takes 2^-14, float16's smallest number that is not subnormal, below 1/2 and so to 0."""
 
 
 def quantize_int8(weight: Tensor, *, out: Tensor | None = None, threads: int = 1) -> tuple[Tensor, Tensor]:
@@ -61,8 +75,14 @@ def _encode_rows(rows: Bits, dtype: torch.dtype, out: NDArray[np.int8], scales: 
     factors = np.reciprocal(scales) * np.float32(127)
     # For a row of zeros 0, not infinity: its codes are zeros, and not what a machine makes of NaN as an integer.
     factors[scales == 0] = 0
-    floats = through_float16(rows.reshape(-1), dtype, scratch("scaled", (rows.size,), np.float32))
-    by_rows = floats.reshape(rows.shape)
-    np.multiply(by_rows, factors[:, None], out=by_rows)
-    np.rint(floats, out=floats)
-    np.copyto(out, by_rows, casting="unsafe")
+    floats = scratch("scaled", (rows.size,), np.float32)
+    if (factors <= LARGEST_COARSE).all():
+        floats = to_eleven_bits(rows.reshape(-1), dtype, floats)
+        factors *= missing_factor(dtype)
+    else:
+        floats = through_float16(rows.reshape(-1), dtype, floats)
+    scaled = scratch("scaled", rows.shape, np.float32)
+    np.multiply(floats.reshape(rows.shape), factors[:, None], out=scaled)
+    # The steps of float32 are 1 here: the sum is rounded half to even, and its lowest byte is the number.
+    np.add(scaled, np.float32(1.5 * 2**23), out=scaled)
+    np.copyto(out, scaled.view(np.int32), casting="unsafe")

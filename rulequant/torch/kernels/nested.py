@@ -101,14 +101,26 @@ def _dynamic_codes(absmax: NDArray[np.float32], offset: np.float32) -> tuple[NDA
 
 
 def _encode_blocks(values: NDArray[np.float32], codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
-    """`quantize_cpu_impl` of bitsandbytes' csrc/cpu_ops.cpp, step by step in float32; the last block may be short."""
-    blocks = np.zeros((len(scales), NESTED_BLOCKSIZE), np.float32)
-    blocks.reshape(-1)[: len(values)] = values
-    np.abs(blocks).max(axis=1, out=scales)
+    """`quantize_cpu_impl` of bitsandbytes' csrc/cpu_ops.cpp, step by step in float32; the last block may be short.
+
+    The values are overwritten.
+    """
+    short = len(values) % NESTED_BLOCKSIZE
+    if short:
+        values = np.concatenate([values, np.zeros(NESTED_BLOCKSIZE - short, np.float32)])
+    blocks = values.reshape(-1, NESTED_BLOCKSIZE)
+    np.maximum(blocks.max(axis=1), -blocks.min(axis=1), out=scales)
+    # Zero without a sign.
+    np.abs(scales, out=scales)
     # The reciprocal of zero is infinite, and so is that of a scale below 2^-128: times zero, it is NaN.
     with np.errstate(all="ignore"):
-        blocks *= (np.float32(1) / scales)[:, None]
-    places = (np.clip(blocks, -1, 1) + np.float32(1)) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
+        np.multiply(blocks, (np.float32(1) / scales)[:, None], out=blocks)
+    np.clip(values, -1, 1, out=values)
+    # bitsandbytes halves the sum and then multiplies by 65,535, which is the same: halving is exact.
+    np.add(values, np.float32(1), out=values)
+    np.multiply(values, np.float32(32767.5), out=values)
+    np.add(values, np.float32(0.5), out=values)
     # The compiled kernel makes NaN the place 0, and gives a block of zeros code 0 too. (Its scale is zero.)
-    places = np.nan_to_num(places, copy=False, nan=0.0).reshape(-1)[: len(codes)]
-    codes[:] = nearest_dynamic_codes()[places.astype(np.uint16)]
+    # Of NaN and a number fmax takes the number; no place is negative.
+    np.fmax(values, np.float32(0), out=values)
+    np.take(nearest_dynamic_codes(), values[: len(codes)].astype(np.intp), out=codes, mode="clip")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["CHUNK", "in_parallel", "scratch"]
 
 CHUNK = 1 << 18
-"""Elements that go through all steps together; with what is computed from them about 3 MB.
+"""Elements of 16 bits that go through all steps together; with what is computed from them about 3 MB.
 
 Less would be kinder to the cache, but the calls into numpy would be too short: each has its overhead, and between two a
 thread needs the interpreter lock. When two threads want it at once, one sleeps for longer than a short call takes.

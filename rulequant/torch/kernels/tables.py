@@ -68,7 +68,7 @@ class FourBitTable:
     """[16]: the code of each rank."""
 
     pairs: NDArray[np.uint8] | None
-    """[15 * 257 + 1]: the packed byte of two ranks, at `first + 256 * second`; None where a rank is its own code."""
+    """[256]: the byte of two codes, at the byte of their ranks, `16 * first + second`; None where those are codes."""
 
 
 def quant_map(quant_type: str) -> Tensor:
@@ -94,10 +94,7 @@ def four_bit_table(quant_type: str) -> FourBitTable:
 
 
 def _packed_pairs(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    ranks: NDArray[np.intp] = np.arange((CODES - 1) * 257 + 1)
-    # Indices whose low byte is no rank occur in no data; the modulo keeps them inside the table.
-    first, second = codes[ranks % 256 % CODES], codes[ranks // 256]
-    return np.bitwise_or(np.left_shift(first, 4), second, dtype=np.uint8)
+    return (codes[:, None] * CODES + codes).reshape(-1)
 
 
 @cache

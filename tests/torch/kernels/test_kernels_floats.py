@@ -8,7 +8,17 @@ import torch
 from stock_kernels import DTYPES, finite_patterns, same_bits
 from torch import Tensor
 
-from rulequant.torch.kernels.floats import bits_of, check_source, magnitude_maxima, through_float16, to_float32
+from rulequant.torch.kernels.floats import (
+    bits_of,
+    check_source,
+    magnitude_maxima,
+    missing_factor,
+    through_float16,
+    to_eleven_bits,
+    to_float32,
+    turned,
+    turned_maxima,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,43 @@ def assert_rounds(values: Tensor) -> None:
     """The values are rounded as torch rounds them (but for the sign of zero, which int8 has not)."""
     rounded = through_float16(bits_of(values), values.dtype, np.empty(len(values), np.float32))
     assert torch.equal(torch.from_numpy(rounded), values.to(torch.float16).float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_eleven_bits_are_those_of_float16(dtype: torch.dtype) -> None:
+    """From 2^-14 on: every value of 16 bits, every fraction of float32. Below, no value rises above 2^-14."""
+    if dtype == torch.float32:
+        fractions = torch.arange(1 << 23, dtype=torch.int32)
+        values = torch.cat([(fractions + (exponent << 23)).view(dtype) for exponent in (112, 113, 128, 141)])
+        values = torch.cat([values, -values[::5]])
+    else:
+        values = finite_patterns(dtype)
+    values = values[values.float().abs() < 65520]
+    rounded = to_eleven_bits(bits_of(values), dtype, np.empty(len(values), np.float32)) * missing_factor(dtype)
+    found, expected = torch.from_numpy(rounded), values.to(torch.float16).float()
+    large = values.float().abs() >= 2.0**-14
+    assert torch.equal(found[large], expected[large])
+    assert found[~large].abs().max() <= 2.0**-14
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_turned_rows(dtype: torch.dtype) -> None:
+    """Fours of each row of a group, bit by bit, and the largest of each row."""
+    rows = torch.randn(6, 8, generator=torch.Generator().manual_seed(5)).to(dtype)
+    bits = bits_of(rows)
+    columns = turned(bits, 3)
+    assert columns.shape == (2, 2, 12)
+    for row, group, place in [(0, 0, 0), (2, 0, 2), (4, 1, 1)]:
+        assert (columns[group, 1, place * 4 : place * 4 + 4] == bits[row, 4:]).all()
+    assert same_bits(torch.from_numpy(turned_maxima(columns, dtype)), rows.abs().amax(dim=1).float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
+def test_maxima_of_one_sign(dtype: torch.dtype, sign: int) -> None:
+    """No row needs a value of the other sign."""
+    rows = (torch.rand(20, 300, generator=torch.Generator().manual_seed(6)) * sign).to(dtype)
+    assert same_bits(torch.from_numpy(magnitude_maxima(bits_of(rows), dtype)), rows.abs().amax(dim=1).float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

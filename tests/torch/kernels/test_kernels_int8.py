@@ -8,7 +8,7 @@ from stock_kernels import DTYPES, finite_patterns, same_bits, stock_int8
 from torch import Tensor
 
 from rulequant.torch.kernels import NotFiniteValueError, quantize_int8
-from rulequant.torch.kernels.spans import CHUNK
+from rulequant.torch.kernels.int8 import CHUNK
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -58,6 +58,18 @@ def test_halves_round_to_even(dtype: torch.dtype) -> None:
     offsets = torch.tensor([-1e-5, 0.0, 1e-5])
     rows = torch.cat([torch.full((3, 1), 127.0), halves.expand(3, -1) * (1 + offsets.unsqueeze(1))], dim=1)
     assert_stock(torch.cat([rows, rows * 2, rows / 4]).to(dtype))
+
+
+@each_dtype
+@pytest.mark.parametrize("absmax", [2.0**-6, 2.0**-6 * (1 - 2.0**-8)], ids=["coarse", "fine"])
+def test_both_sides_of_where_subnormal_halves_count(dtype: torch.dtype, absmax: float) -> None:
+    """Every float16 below 2^-13, its ties and neighbours, in rows that end with the absmax; then the largest rows."""
+    numbers = torch.arange(0, 0x801, dtype=torch.int16).view(torch.float16).float()
+    ties = (numbers[:-1] + numbers[1:]) / 2
+    values = torch.cat([numbers, ties, ties * (1 + 2.0**-23), ties * (1 - 2.0**-23)])
+    values = torch.cat([values, -values, torch.tensor([absmax])])
+    assert_stock(torch.stack([values, -values]).to(dtype))
+    assert_stock(torch.stack([values, values * 0, values * 2.0**20]).to(dtype))
 
 
 @each_dtype

@@ -47,7 +47,7 @@ def test_fp4_pairs_hold_two_codes() -> None:
     assert table.pairs is not None
     for first in range(16):
         for second in range(16):
-            assert table.pairs[first + 256 * second] == table.codes[first] * 16 + table.codes[second]
+            assert table.pairs[16 * first + second] == table.codes[first] * 16 + table.codes[second]
 
 
 def test_nf4_needs_no_pairs() -> None:
