@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bundled_for",
-    "is_pipeline",
     "load_ruleset",
-    "open_pipeline_at",
     "read_inventory",
-    "read_pipeline",
+    "read_model",
+    "read_modules",
     "read_rules",
-    "read_skeleton",
     "require_extra",
+    "rules_for",
     "torch_extra",
 ]
 
@@ -43,8 +42,12 @@ MODEL_FORMS = "give a checkpoint folder, an inventory file, a Hub id, or package
 INSTALL = "pip install 'rulequant[torch]'"
 
 
-def read_inventory(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Inventory:
-    """The inventory of MODEL; torch is imported only where it is not an inventory file.
+def read_model(
+    model: str, *, trust_remote_code: bool = False, revision: str | None = None, real: bool = False
+) -> Inventory | Skeleton | Pipeline:
+    """MODEL: an inventory file, for which no torch is imported, a model on meta, or a pipeline.
+
+    What a callable returns has its weights, if `real`.
 
     Raises:
         ModelError: there is no such model, or it cannot be read.
@@ -57,59 +60,51 @@ def read_inventory(model: str, *, trust_remote_code: bool = False, revision: str
         if not is_inventory(path):
             raise _no_inventory(path)
         return load_inventory(path)
-    return read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision).inventory()
-
-
-def read_skeleton(
-    model: str, *, trust_remote_code: bool = False, revision: str | None = None, real: bool = False
-) -> Skeleton:
-    """MODEL on meta; what a callable returns with its weights, if `real`.
-
-    Raises:
-        ModelError: there is no such model, or it cannot be built.
-        MissingExtraError: torch is not installed.
-    """
     _check_path(model)
     with torch_extra(f"reading {model}"):
-        from rulequant.torch.skeleton import build_skeleton
+        from rulequant.torch.pipeline import open_model
 
         if not os.path.exists(model) and ":" not in model:  # noqa: PTH110
             terminal.note(f"{printable(model)} is no folder here: asking the Hub")
-        return build_skeleton(model, trust_remote_code=trust_remote_code, revision=revision, real=real)
+        return open_model(model, trust_remote_code=trust_remote_code, revision=revision, real=real)
 
 
-def is_pipeline(model: str) -> bool:
-    """Whether MODEL is the folder of a pipeline of diffusers; no torch is imported to find out."""
-    return os.path.isfile(os.path.join(model, "model_index.json")) and not os.path.isfile(  # noqa: PTH113, PTH118
-        os.path.join(model, "config.json")  # noqa: PTH118
-    )
+def read_modules(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Inventory | Pipeline:
+    """The inventory of MODEL, or the pipeline that it is; raises as `read_model`."""
+    from rulequant.inventory import Inventory
+
+    found = read_model(model, trust_remote_code=trust_remote_code, revision=revision)
+    if isinstance(found, Inventory):
+        return found
+    from rulequant.torch.skeleton import Skeleton
+
+    return found.inventory() if isinstance(found, Skeleton) else found
 
 
-def read_pipeline(model: str, rules: str | None, *, trust_remote_code: bool = False) -> tuple[Pipeline, RuleSet]:
-    """A pipeline, and the rules that say which component gets which, once their warnings are told.
+def read_inventory(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Inventory:
+    """The inventory of MODEL, which is to be one model; raises as `read_model`."""
+    from rulequant.inventory import Inventory
+
+    found = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
+    if isinstance(found, Inventory):
+        return found
+    parts = ", ".join(f"{model.rstrip('/')}/{each}" for each in found.models)
+    raise ModelError(f"{model} is a pipeline of several models", remedy=f"give one of them: {parts}")
+
+
+def rules_for(pipeline: Pipeline, rules: str | None) -> RuleSet:
+    """The rules that say which component gets which, once their warnings are told.
 
     Raises:
-        ModelError: it cannot be read.
         UsageError: RULES are absent, or for one model.
         DiagnosticsError: a rule file has errors.
-        MissingExtraError: torch is not installed.
     """
-    pipeline = open_pipeline_at(model, trust_remote_code=trust_remote_code)
-    with torch_extra(f"reading {model}"):
-        from rulequant.torch.pipeline import check_rules_for
+    from rulequant.torch.pipeline import check_rules_for
 
-        ruleset, warnings = load_ruleset(rules) if rules is not None else (None, [])
-        ready = check_rules_for(pipeline, ruleset)
+    ruleset, warnings = load_ruleset(rules) if rules is not None else (None, [])
+    ready = check_rules_for(pipeline, ruleset)
     terminal.problems(warnings)
-    return pipeline, ready
-
-
-def open_pipeline_at(model: str, *, trust_remote_code: bool = False) -> Pipeline:
-    """A pipeline; raises as `read_pipeline`."""
-    with torch_extra(f"reading {model}"):
-        from rulequant.torch.pipeline import open_pipeline
-
-        return open_pipeline(model, trust_remote_code=trust_remote_code)
+    return ready
 
 
 def _no_inventory(path: Path) -> ModelError:

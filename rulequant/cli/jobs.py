@@ -98,20 +98,21 @@ def job_here(request: Request) -> tuple[Job | PipelineJob, Source | Pipeline]:
     Raises:
         RulequantError: whatever stands in the way.
     """
-    from rulequant.cli.inputs import is_pipeline, read_skeleton, torch_extra
+    from rulequant.cli.inputs import read_model, torch_extra
     from rulequant.cli.progress import choose_download
 
-    if is_pipeline(request.model):
+    found = read_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision, real=True)
+    from rulequant.torch.pipeline import Pipeline
+
+    if isinstance(found, Pipeline):
         from rulequant.cli.pipelines import pipeline_job
 
-        return pipeline_job(request)
+        return pipeline_job(request, found)
     if isinstance(request.plan, PipelinePlan):
         raise UsageError(
             f"the plan is for a pipeline, and {request.model} is one model", remedy="give the folder of the pipeline"
         )
-    skeleton = read_skeleton(
-        request.model, trust_remote_code=request.trust_remote_code, revision=request.revision, real=True
-    )
+    skeleton = cast("Skeleton", found)
     ruleset, plan = (None, request.plan) if request.plan else _planned(request.rules, skeleton)
     with torch_extra("apply"):
         from rulequant.torch.checkpoint.place import check_output

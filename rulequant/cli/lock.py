@@ -50,13 +50,11 @@ def command(
 
     Exits 1, and writes nothing, if the rules do not fit the model.
     """
-    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
+    from rulequant.cli.inputs import read_inventory, read_rules
     from rulequant.diagnostics import DiagnosticsError, Severity
     from rulequant.lock_file import dump_lock, make_lock
     from rulequant.planner import make_plan
 
-    if is_pipeline(model):
-        raise UsageError(f"{model} is a pipeline, and a lock is for one model", remedy="give the folder of a component")
     inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory, container)

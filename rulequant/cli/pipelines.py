@@ -1,14 +1,14 @@
-"""plan, why and apply on the folder of a pipeline of diffusers."""
+"""plan, why and apply on a pipeline of diffusers."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rulequant.cli import terminal
-from rulequant.cli.inputs import open_pipeline_at, read_pipeline, torch_extra
+from rulequant.cli.inputs import rules_for, torch_extra
 from rulequant.diagnostics import Severity
 from rulequant.errors import UsageError
 from rulequant.plan import Plan
@@ -26,12 +26,11 @@ __all__ = ["component_of", "pipeline_job", "show_plan", "totals"]
 
 
 def show_plan(
-    model: str, rules: str | None, *, every: bool, form: str, output: Path | None, container: ContainerName,
-    trust_remote_code: bool,
-) -> bool:  # fmt: skip
+    pipeline: Pipeline, rules: str | None, *, every: bool, form: str, output: Path | None, container: ContainerName
+) -> bool:
     """Print the plan of each component and what they come to; whether nothing stands in the way of applying it."""
-    pipeline, ruleset = read_pipeline(model, rules, trust_remote_code=trust_remote_code)
-    with torch_extra(f"reading {model}"):
+    ruleset = rules_for(pipeline, rules)
+    with torch_extra(f"reading {pipeline.name}"):
         from rulequant.torch.pipeline import plan_pipeline
 
         plan = plan_pipeline(pipeline, ruleset, container)
@@ -78,9 +77,7 @@ def totals(plan: PipelinePlan) -> list[tuple[str, str]]:
     return rows
 
 
-def component_of(
-    model: str, rules: str | None, module: str, *, trust_remote_code: bool
-) -> tuple[Inventory, RuleSet, str]:
+def component_of(pipeline: Pipeline, rules: str | None, module: str) -> tuple[Inventory, RuleSet, str]:
     """The inventory and the rules of the component that a module's name begins with, and the rest of the name.
 
     Raises:
@@ -88,7 +85,7 @@ def component_of(
     """
     from rulequant.diagnostics import did_you_mean
 
-    pipeline, ruleset = read_pipeline(model, rules, trust_remote_code=trust_remote_code)
+    ruleset, model = rules_for(pipeline, rules), pipeline.name
     name, _, local = module.partition(".")
     if name not in pipeline.models:
         raise UsageError(
@@ -104,28 +101,30 @@ def component_of(
         return pipeline.skeleton(name).inventory(), ruleset.components[name], local
 
 
-def pipeline_job(request: Request) -> tuple[PipelineJob, Pipeline]:
-    """The job of a pipeline and where its weights are, once its warnings are told.
+def pipeline_job(request: Request, pipeline: Pipeline) -> tuple[PipelineJob, Pipeline]:
+    """The job of a pipeline and where its weights are, once its warnings are told, and it is downloaded from the Hub.
 
     Raises:
         RulequantError: whatever stands in the way.
     """
-    model, remote = request.model, request.trust_remote_code
     if isinstance(request.plan, Plan):
         raise UsageError(
-            f"{model} is a pipeline, and the plan is for one model",
+            f"{request.model} is a pipeline, and the plan is for one model",
             remedy="save one for it: `rulequant plan PIPELINE RULES -o FILE`; or give the folder of its component",
         )
-    wanted: RuleSet | PipelinePlan
-    if request.plan:
-        pipeline, wanted = open_pipeline_at(model, trust_remote_code=remote), request.plan
-    else:
-        pipeline, wanted = read_pipeline(model, request.rules, trust_remote_code=remote)
+    wanted = request.plan or rules_for(pipeline, request.rules)
     with torch_extra("apply"):
+        from rulequant.cli.progress import choose_download
         from rulequant.torch.checkpoint.pipeline_prepare import prepare_pipeline
         from rulequant.torch.checkpoint.place import check_output
+        from rulequant.torch.checkpoint.remote import with_components
 
-        check_output(request.output, pipeline.folder)
-        job = prepare_pipeline(pipeline, wanted, container=request.container, max_shard_bytes=request.max_shard_bytes)
+        options: dict[str, Any] = {"container": request.container}
+        with choose_download(quiet=request.quiet) as progress:
+            ready = with_components(
+                pipeline, wanted, request.output, progress=progress, notice=terminal.note, **options
+            )
+        check_output(request.output, ready.folder)
+        job = prepare_pipeline(ready, wanted, max_shard_bytes=request.max_shard_bytes, **options)
     terminal.problems([each for each in job.pipeline.diagnostics if each.severity is Severity.WARNING])
-    return job, pipeline
+    return job, ready

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rulequant.inventory import Inventory
     from rulequant.lock_file import Lock
     from rulequant.plan import Plan
+    from rulequant.torch.pipeline import Pipeline
     from rulequant.torch.skeleton import Skeleton
 
 __all__ = ["command", "is_plan_file"]
@@ -64,10 +65,16 @@ def command(
 
     Exits 1 if the rules do not fit the model, or if --check finds a difference.
     """
-    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules, read_skeleton
+    from rulequant.cli.inputs import read_model, read_rules
+    from rulequant.inventory import Inventory
     from rulequant.planner import make_plan
 
-    if is_pipeline(model):
+    lock = _read_lock(check) if check else None
+    if check and lock and rules is None:
+        rules = _rules_of(check, lock)
+    found = read_model(model, trust_remote_code=trust_remote_code, revision=revision)
+    skeleton, pipeline = (None, None) if isinstance(found, Inventory) else _told_apart(found)
+    if pipeline:
         if html or check:
             raise UsageError(
                 f"{model} is a pipeline, and {'--html' if html else '--check'} is for one model",
@@ -75,24 +82,13 @@ def command(
             )
         from rulequant.cli.pipelines import show_plan
 
-        fine = show_plan(
-            model, rules, every=every, form=form, output=output, container=container,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        fine = show_plan(pipeline, rules, every=every, form=form, output=output, container=container)
         click.get_current_context().exit(0 if fine else 1)
-    lock = _read_lock(check) if check else None
-    if check and lock and rules is None:
-        rules = _rules_of(check, lock)
-    skeleton = None
-    if output and Path(model).is_dir():
-        skeleton = read_skeleton(model, trust_remote_code=trust_remote_code, revision=revision)
-        inventory = skeleton.inventory()
-    else:
-        inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+    inventory = skeleton.inventory() if skeleton else cast(Inventory, found)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory, container)
     terminal.problems(warnings)
-    saved, checkpoint = _with_checkpoint(skeleton, plan, container) if skeleton else (plan, None)
+    saved, checkpoint = _with_checkpoint(skeleton, plan, container) if skeleton and output else (plan, None)
     _save(saved, output, html, checkpoint)
     if check and lock:
         same = _compare(check, lock, plan, inventory, form=form, every=every)
@@ -103,6 +99,12 @@ def command(
         _print(plan, every=every)
     if not plan.ok:
         click.get_current_context().exit(1)
+
+
+def _told_apart(found: Skeleton | Pipeline) -> tuple[Skeleton | None, Pipeline | None]:
+    from rulequant.torch.skeleton import Skeleton
+
+    return (found, None) if isinstance(found, Skeleton) else (None, found)
 
 
 def _read_lock(path: Path) -> Lock:

@@ -29,20 +29,22 @@ def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: boo
     MODULE is the name that `plan --all` shows, in a pipeline of diffusers with the component's name before it. Skips
     and rules that miss by little are marked with `~`.
     """
-    from rulequant.cli.inputs import is_pipeline, read_inventory, read_rules
+    from rulequant.cli.inputs import read_modules, read_rules
+    from rulequant.inventory import Inventory
     from rulequant.report.whytext import contents_text, trace_text
     from rulequant.trace import contents, find_module, trace
 
     if len(rest) > 2:
         raise click.UsageError(f"`{rest[2]}` is one argument too many: write MODEL [RULES] MODULE")
     rules, module = (None, *rest) if len(rest) == 1 else rest
-    if is_pipeline(model):
+    found = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
+    if not isinstance(found, Inventory):
         from rulequant.cli.pipelines import component_of
 
-        inventory, ruleset, local = component_of(model, rules, str(module), trust_remote_code=trust_remote_code)
+        inventory, ruleset, local = component_of(found, rules, str(module))
         info = find_module(local, inventory)
     else:
-        inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
+        inventory = found
         info = find_module(str(module), inventory)
         ruleset, warnings = read_rules(rules, inventory)
         terminal.problems(warnings)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rulequant.pipeline_plan import PipelinePlan
     from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
+    from rulequant.torch.pipeline import Pipeline
     from rulequant.verification import Verified
 
     Rules = RuleSet | str | os.PathLike[str] | Mapping[str, Any]
@@ -115,52 +116,38 @@ def apply_checkpoint(
     from rulequant.plan import Plan
     from rulequant.torch.checkpoint.apply import apply_to_folder
     from rulequant.torch.checkpoint.remote import with_weights
-    from rulequant.torch.diffusion import is_pipeline
-    from rulequant.torch.skeleton import build_skeleton
+    from rulequant.torch.pipeline import Pipeline, open_model
 
     ready = rules if isinstance(rules, Plan | PipelinePlan) else _loaded(rules)
-    if is_pipeline(source):
-        options: dict[str, Any] = {
-            "container": container,
-            "max_shard_bytes": max_shard_bytes,
-            "restart": restart,
-            "workers": workers,
-            "memory": memory,
-            "trust_remote_code": trust_remote_code,
-        }
-        return _apply_pipeline(os.fspath(source), ready, Path(output), **options)
-    if isinstance(ready, PipelinePlan):
-        raise UsageError(f"{os.fspath(source)} is one model, and the plan is for a pipeline")
-    skeleton = build_skeleton(
+    options: dict[str, Any] = {"container": container, "max_shard_bytes": max_shard_bytes}
+    options |= {"restart": restart, "workers": workers, "memory": memory}
+    found = open_model(
         os.fspath(source), trust_remote_code=trust_remote_code, revision=revision, token=token, real=True
     )
-    skeleton = with_weights(skeleton, ready, Path(output), container=container)
-    return apply_to_folder(
-        skeleton,
-        ready,
-        Path(output),
-        container=container,
-        max_shard_bytes=max_shard_bytes,
-        restart=restart,
-        workers=workers,
-        memory=memory,
-    ).plan
+    if isinstance(found, Pipeline):
+        return _apply_pipeline(found, ready, Path(output), **options)
+    if isinstance(ready, PipelinePlan):
+        raise UsageError(f"{os.fspath(source)} is one model, and the plan is for a pipeline")
+    skeleton = with_weights(found, ready, Path(output), container=container)
+    return apply_to_folder(skeleton, ready, Path(output), **options).plan
 
 
-def _apply_pipeline(
-    source: str, rules: RuleSet | Plan | PipelinePlan, output: Path, *, trust_remote_code: bool, **options: Any
-) -> Plan:
+def _apply_pipeline(pipeline: Pipeline, rules: RuleSet | Plan | PipelinePlan, output: Path, **options: Any) -> Plan:
     from rulequant.errors import UsageError
     from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
     from rulequant.torch.checkpoint.apply import apply_pipeline
-    from rulequant.torch.pipeline import check_rules_for, open_pipeline
+    from rulequant.torch.checkpoint.remote import with_components
+    from rulequant.torch.pipeline import check_rules_for
 
-    pipeline = open_pipeline(source, trust_remote_code=trust_remote_code)
     if isinstance(rules, Plan):
-        raise UsageError(f"{source} is a pipeline, and a plan is for one model", remedy="give rules with `components`")
+        raise UsageError(
+            f"{pipeline.name} is a pipeline, and the plan is for one model",
+            remedy="give rules with `components`, or the plan of the pipeline",
+        )
     ready = check_rules_for(pipeline, rules) if isinstance(rules, RuleSet) else rules
-    return apply_pipeline(pipeline, ready, output, **options).plan
+    whole = with_components(pipeline, ready, output, container=options["container"])
+    return apply_pipeline(whole, ready, output, **options).plan
 
 
 def load_quantized(model: nn.Module | Callable[[], nn.Module] | str, folder: str | os.PathLike[str]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +14,11 @@ from torch import nn
 from rulequant.diagnostics import did_you_mean
 from rulequant.errors import CheckpointError, MissingExtraError, ModelError
 from rulequant.torch.checkpoint.files import printable
+from rulequant.torch.checkpoint.layout import COMPONENT_STEM
 from rulequant.torch.checkpoint.reader import CheckpointReader
 
-__all__ = ["STEM", "build_component", "import_diffusers", "is_component", "is_pipeline", "stored_dtypes"]
+__all__ = ["build_component", "float_dtypes", "import_diffusers", "is_component", "is_pipeline", "stored_dtypes"]
 
-STEM = "diffusion_pytorch_model"
-"""What the names of the files begin with."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MODEL_CLASS = re.compile(r"[A-Z]\w*(Model|Autoencoder|Transformer|UNet|VQ|AutoencoderKL)\w*")
 
@@ -80,9 +79,14 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
         CheckpointError: it holds weights that cannot be trusted.
     """
     try:
-        with CheckpointReader.open(folder, STEM) as reader:
-            return {name: _DTYPES[each.dtype] for name, each in reader.tensors.items() if each.dtype in _DTYPES}
+        with CheckpointReader.open(folder, COMPONENT_STEM) as reader:
+            return float_dtypes((name, each.dtype) for name, each in reader.tensors.items())
     except CheckpointError:
-        if any(folder.glob(f"{STEM}*.safetensors*")):
+        if any(folder.glob(f"{COMPONENT_STEM}*.safetensors*")):
             raise
         return {}
+
+
+def float_dtypes(spelled: Iterable[tuple[str, str]]) -> dict[str, torch.dtype]:
+    """Of tensors by name, those that are floats; dtypes come as safetensors spells them."""
+    return {name: _DTYPES[dtype] for name, dtype in spelled if dtype in _DTYPES}

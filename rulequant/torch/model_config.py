@@ -29,14 +29,19 @@ def load_config(model: str, folder: Path | None, hub: HubModel | None, *, trust_
     place = folder or cast("HubModel", hub).folder
     _check_model_type(place / "config.json", config_data(place), trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **_at(hub))
+        return AutoConfig.from_pretrained(
+            hub.repo_id if hub else model, trust_remote_code=trust_remote_code, **_at(hub)
+        )
     except Exception as error:
         raise ModelError(f"{model}: the config cannot be read: {_gist(error)}") from error
 
 
 def _at(hub: HubModel | None) -> dict[str, Any]:
     """What transformers takes to look at the same commit, with the same token."""
-    return {"revision": hub.commit, "token": hub.token} if hub else {}
+    if hub is None:
+        return {}
+    where = {"subfolder": hub.subfolder} if hub.subfolder else {}
+    return {"revision": hub.commit, "token": hub.token, **where}
 
 
 def _gist(error: Exception) -> str:
@@ -104,7 +109,7 @@ def remote_class(config: Any, model: str, hub: HubModel | None) -> Any:
     if reference is None:
         return None
     try:
-        return get_class_from_dynamic_module(reference, model, **_at(hub))
+        return get_class_from_dynamic_module(reference, hub.repo_id if hub else model, **_at(hub))
     except Exception as error:
         raise ModelError(f"{model}: its code cannot be loaded: {type(error).__name__}: {_gist(error)}") from error
 

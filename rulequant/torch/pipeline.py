@@ -1,29 +1,31 @@
-"""A pipeline of diffusers: a folder with model_index.json, and a model in each of some sub-folders."""
+"""A pipeline of diffusers: a folder with model_index.json, and a model in each of some sub-folders; or on the Hub."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rulequant.containers import ContainerName
 from rulequant.diagnostics import Diagnostic, did_you_mean
-from rulequant.errors import CheckpointError, ModelError, UsageError
+from rulequant.errors import UsageError
 from rulequant.pipeline_plan import PipelinePlan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.files import open_regular, printable, read_exactly, strict_json
+from rulequant.torch.checkpoint.component_files import local_weights
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.skeleton import Skeleton, build_skeleton
+from rulequant.torch.diffusion import is_pipeline
+from rulequant.torch.model_index import ModelIndex, read_index
+from rulequant.torch.skeleton import Skeleton, build_skeleton, hub_model
 
-__all__ = ["INDEX", "Pipeline", "check_rules_for", "open_pipeline", "plan_pipeline"]
+if TYPE_CHECKING:
+    from rulequant.torch.hub.selection import RemoteFile
+    from rulequant.torch.hub.source import HubModel
 
-INDEX = "model_index.json"
+__all__ = ["Pipeline", "check_rules_for", "open_model", "open_pipeline", "plan_pipeline"]
+
 _LIBRARIES = frozenset({"diffusers", "transformers"})
-_MAX_INDEX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Pipeline:
 
     name: str
     folder: Path
+    """Of one on the Hub, the commit in the Hub's cache."""
     kind: str
     """The class that model_index.json names."""
     components: tuple[str, ...]
@@ -39,6 +42,11 @@ class Pipeline:
     models: tuple[str, ...]
     """Those of them that are models of diffusers or transformers."""
     trust_remote_code: bool = False
+    hub: HubModel | None = None
+    """The repository and the commit, for a Hub id."""
+    listing: Mapping[str, RemoteFile] | None = field(default=None, repr=False)
+    """Its files, for a Hub id whose files are not all here."""
+    _skeletons: dict[str, Skeleton] = field(default_factory=dict, repr=False)
 
     def skeleton(self, component: str) -> Skeleton:
         """A component on meta; built once.
@@ -47,69 +55,87 @@ class Pipeline:
             ModelError: it cannot be built.
         """
         if component not in self._skeletons:
-            folder = self.folder / component
-            self._skeletons[component] = build_skeleton(str(folder), trust_remote_code=self.trust_remote_code)
+            self._skeletons[component] = build_skeleton(
+                f"{self.name}/{component}" if self.hub else str(self.folder / component),
+                trust_remote_code=self.trust_remote_code,
+                hub=self.hub.component(component) if self.hub else None,
+            )
         return self._skeletons[component]
 
     def attach(self, fingerprint: Mapping[str, Mapping[str, int]]) -> CheckpointReader:
         """The weights of its components, as they were when they were opened; tensors need not be known by name."""
         return CheckpointReader.attach(self.folder, fingerprint)
 
-    @cached_property
-    def _skeletons(self) -> dict[str, Skeleton]:
-        return {}
+    def weight_bytes(self, component: str) -> int:
+        """Bytes of the weights of a component; what else it has is small."""
+        if self.hub is None or self.listing is None:
+            paths = (self.folder / component / each for each in local_weights(self.folder / component))
+            return sum(each.stat().st_size for each in paths if each.exists())
+        from rulequant.torch.hub.selection import component_weights
+
+        return sum(each.size for each in component_weights(self.hub, self.listing, component))
+
+    def downloaded(self) -> Pipeline:
+        """The same, with what was found out about it, once all of it is in its folder."""
+        known = {name: each.at(self.folder / name) for name, each in self._skeletons.items()}
+        return replace(self, listing=None, _skeletons=known)
 
 
-def open_pipeline(name: str, *, trust_remote_code: bool = False) -> Pipeline:
+def open_model(
+    model: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    real: bool = False,
+) -> Skeleton | Pipeline:
+    """What MODEL is: one model, as `build_skeleton` builds it, or a pipeline, as `open_pipeline` opens it."""
+    if is_pipeline(model):
+        return open_pipeline(model, trust_remote_code=trust_remote_code)
+    hub = hub_model(model, revision=revision, token=token)
+    if hub and hub.is_pipeline:
+        return open_pipeline(model, trust_remote_code=trust_remote_code, hub=hub)
+    return build_skeleton(model, trust_remote_code=trust_remote_code, real=real, hub=hub)
+
+
+def open_pipeline(name: str, *, trust_remote_code: bool = False, hub: HubModel | None = None) -> Pipeline:
     """Read model_index.json; no component is read yet.
 
     Raises:
-        ModelError: it cannot be read, or says something else than a pipeline does.
+        ModelError: it cannot be read, or says something else than a pipeline does; or the Hub does not answer.
     """
-    folder = Path(name)
-    data = _index(folder / INDEX)
-    kind = data.get("_class_name")
-    if not isinstance(kind, str):
-        raise ModelError(f"{folder / INDEX}: `_class_name`, the class of the pipeline, is missing")
-    entries = dict(_entries(data, folder))
+    folder = hub.folder if hub else Path(name)
+    index, listing = read_index(folder), _listing(hub) if hub else None
+    names = set(listing) if listing is not None else _names(folder, index)
+    folders = {each.partition("/")[0] for each in names if "/" in each}
     return Pipeline(
         name,
         folder,
-        kind,
-        tuple(entries),
-        tuple(each for each, library in entries.items() if library in _LIBRARIES and _has_config(folder / each)),
+        index.kind,
+        tuple(each for each in index.libraries if each in folders),
+        tuple(each for each, kind in index.libraries.items() if kind in _LIBRARIES and f"{each}/config.json" in names),
         trust_remote_code,
+        hub,
+        listing,
     )
 
 
-def _index(path: Path) -> dict[str, Any]:
-    try:
-        fd = open_regular(path, root=path.parent)
-        try:
-            size = min(os.fstat(fd).st_size, _MAX_INDEX_BYTES)
-            data = strict_json(read_exactly(fd, 0, size, path), str(path))
-        finally:
-            os.close(fd)
-    except CheckpointError as error:
-        raise ModelError(error.message, remedy=error.remedy) from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return data
+def _listing(hub: HubModel) -> Mapping[str, RemoteFile] | None:
+    """The files of a commit; None offline, where only the cache is to be had."""
+    from huggingface_hub import is_offline_mode
+
+    from rulequant.torch.hub.selection import listing
+
+    return None if is_offline_mode() else listing(hub)
 
 
-def _entries(data: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    """(component, library) for each that has a folder; `[null, null]` is one that the pipeline does without."""
-    for name, value in data.items():
-        if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or None in value:
-            continue
-        if not name.isidentifier():
-            raise ModelError(f"{folder / INDEX}: {printable(repr(name))} is no name of a component")
-        if (folder / name).is_dir():
-            yield name, str(value[0])
-
-
-def _has_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+def _names(folder: Path, index: ModelIndex) -> set[str]:
+    """The files in the folders of components; of a folder without any the folder itself."""
+    found = set()
+    for each in index.libraries:
+        if (folder / each).is_dir():
+            found |= {f"{each}/", *(f"{each}/{file.name}" for file in (folder / each).iterdir() if file.is_file())}
+    return found
 
 
 def check_rules_for(pipeline: Pipeline, rules: RuleSet | None) -> RuleSet:
@@ -147,9 +173,7 @@ def plan_pipeline(pipeline: Pipeline, rules: RuleSet, container: ContainerName =
         components={
             name: make_plan(rules.components[name], pipeline.skeleton(name).inventory(), container) for name in named
         },
-        copied={
-            name: _weight_bytes(pipeline.folder / name) for name in pipeline.components if name not in rules.components
-        },
+        copied={name: pipeline.weight_bytes(name) for name in pipeline.components if name not in rules.components},
         findings=unknown,
     )
 
@@ -167,8 +191,3 @@ def _unknown(pipeline: Pipeline, rules: RuleSet) -> Iterator[Diagnostic]:
             allowed=pipeline.models,
             remedy=did_you_mean(name, pipeline.models) or f"its models: {', '.join(pipeline.models)}",
         )
-
-
-def _weight_bytes(folder: Path) -> int:
-    """Bytes of the safetensors files of a component; what else it has is small."""
-    return sum(each.stat().st_size for each in folder.glob("*.safetensors"))

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from rulequant.diagnostics import did_you_mean
 from rulequant.errors import CheckpointError, ModelError, RulequantError
 from rulequant.inventory import Inventory
 from rulequant.torch.calling import call_for_model, is_callable_name
+from rulequant.torch.checkpoint.layout import COMPONENT_STEM
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.diffusion import build_component, is_component, stored_dtypes
+from rulequant.torch.diffusion import build_component, float_dtypes, is_component, stored_dtypes
 from rulequant.torch.inspect import inspect_model, with_dtypes
 from rulequant.torch.model_config import config_data, load_config, model_class, remote_class
 from rulequant.torch.placement import kept_in_float32
@@ -27,7 +28,7 @@ from rulequant.torch.placement import kept_in_float32
 if TYPE_CHECKING:
     from rulequant.torch.hub.source import HubModel
 
-__all__ = ["Skeleton", "build_skeleton"]
+__all__ = ["Skeleton", "build_skeleton", "hub_model"]
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BUILDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -114,26 +115,29 @@ def build_skeleton(
     revision: str | None = None,
     token: str | bool | None = None,
     real: bool = False,
+    hub: HubModel | None = None,
 ) -> Skeleton:
     """Build a model on meta; no weight is read, and for a folder its config.json alone suffices.
 
     `real` is for a callable, whose weights are nowhere but in memory: it is called as it is, not on meta. `revision`
-    and `token` are for a Hub id; without a token, HF_TOKEN or what `hf auth login` stored is used.
+    and `token` are for a Hub id; without a token, HF_TOKEN or what `hf auth login` stored is used. `hub` is what
+    `hub_model` found already.
 
     Raises:
         ModelError: there is no such model, its config cannot be read, or its class cannot be built.
         CheckpointError: the folder's weights cannot be trusted.
     """
-    path = Path(model)
-    exists = _exists(path)
-    if not exists and is_callable_name(model):
+    hub = hub or hub_model(model, revision=revision, token=token)
+    if hub is None and is_callable_name(model) and not _exists(Path(model)):
         return _from_callable(model, real=real)
-    folder = path if exists and path.is_dir() else None
-    if folder is None and (exists or _looks_like_path(model)):
-        raise _no_such_folder(model)
-    if folder and is_component(data := config_data(folder)):
-        return _from_component(model, folder, data)
-    hub = None if folder else _open_hub(model, revision=revision, token=token)
+    if hub and hub.is_pipeline:
+        raise ModelError(
+            f"{model} is a pipeline of several models", remedy=f"name one of its components: {model}/COMPONENT"
+        )
+    folder = None if hub else Path(model)
+    data = config_data(hub.folder if hub else Path(model))
+    if is_component(data):
+        return _from_component(model, folder, hub, data)
     config = load_config(model, folder, hub, trust_remote_code=trust_remote_code)
     dtype = _dtype(config, model, folder, hub)
     found = remote_class(config, model, hub) if trust_remote_code else None
@@ -142,16 +146,57 @@ def build_skeleton(
     return Skeleton(model, built.eval(), dtype, folder, hub)
 
 
-def _from_component(model: str, folder: Path, config: dict[str, Any]) -> Skeleton:
+def hub_model(model: str, *, revision: str | None = None, token: str | bool | None = None) -> HubModel | None:
+    """What MODEL is on the Hub; None for a folder and a callable.
+
+    Raises:
+        ModelError: it is neither, and the Hub has no such model.
+    """
+    path = Path(model)
+    exists = _exists(path)
+    if (exists and path.is_dir()) or (not exists and is_callable_name(model)):
+        return None
+    if exists or _looks_like_path(model):
+        raise _no_such_folder(model)
+    repo_id, component = _component_of(model)
+    if component is None:
+        return _open_hub(model, revision=revision, token=token)
+    try:
+        found = _open_hub(repo_id, revision=revision, token=token)
+        return found.component(component)
+    except ModelError as error:
+        local = _no_such_folder(model)
+        remedy = f"{local.remedy}\n  nor is it a component of a pipeline on the Hub: {error.message}"
+        raise ModelError(local.message, remedy=remedy) from error
+
+
+def _component_of(model: str) -> tuple[str, str | None]:
+    """`org/name/component` taken apart."""
+    parts = model.split("/")
+    return (model, None) if len(parts) < 3 else ("/".join(parts[:2]), parts[2])
+
+
+def _from_component(model: str, folder: Path | None, hub: HubModel | None, config: dict[str, Any]) -> Skeleton:
     """A model of diffusers, in the dtype of its first float tensor, as its loader does where it is told no other."""
-    stored = stored_dtypes(folder)
+    stored = _remote_or_cached(hub) if hub else stored_dtypes(cast(Path, folder))
     built = _build_component(model, config, torch.float32)
     # Beside an encoded weight there are floats that are none of the model's.
     dtypes = {name: stored[name] for name in built.state_dict() if name in stored}
     dtype = next((each for name, each in stored.items() if name in dtypes), torch.float32)
     if dtype != torch.float32:
         built = _build_component(model, config, dtype)
-    return Skeleton(model, built.eval(), dtype, folder, dtypes=dtypes)
+    return Skeleton(model, built.eval(), dtype, folder, hub, dtypes=dtypes)
+
+
+def _remote_or_cached(hub: HubModel) -> dict[str, torch.dtype]:
+    """As `stored_dtypes`, for weights that may still be remote: their headers alone are asked for."""
+    from rulequant.torch.hub.source import remote_dtypes
+
+    try:
+        cached = stored_dtypes(hub.folder)
+    except CheckpointError:  # the cache has a part of them
+        cached = {}
+    return cached or float_dtypes(remote_dtypes(hub, COMPONENT_STEM))
 
 
 def _build_component(model: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -176,7 +221,8 @@ def _exists(path: Path) -> bool:
 
 
 def _looks_like_path(model: str) -> bool:
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith((".json", ".safetensors"))
+    """Whether it can be nothing on the Hub, where `org/name/component` is the longest name."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 2 or model.endswith((".json", ".safetensors"))
 
 
 def _no_such_folder(model: str) -> ModelError:
@@ -247,7 +293,7 @@ def _hub_dtype(hub: HubModel) -> torch.dtype | None:
         cached = _checkpoint_dtype(hub.folder)
     except CheckpointError:  # the cache has a part of them
         cached = None
-    return cached or next((_FLOATS[each] for each in remote_dtypes(hub) if each in _FLOATS), None)
+    return cached or next((_FLOATS[dtype] for _, dtype in remote_dtypes(hub) if dtype in _FLOATS), None)
 
 
 @contextmanager

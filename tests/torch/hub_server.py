@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-__all__ = ["LARGE", "Hub", "Repo", "Request", "serve_hub"]
+__all__ = ["LARGE", "Hub", "Once", "Repo", "Request", "serve_hub"]
 
 LARGE = (".safetensors", ".bin")
 """Suffixes of what the Hub keeps in large file storage, behind a redirect to another host."""
@@ -33,6 +33,17 @@ class Repo:
     def commit_of(self, revision: str) -> str | None:
         """The commit that a revision means."""
         return self.refs.get(revision, revision if revision in self.commits else None)
+
+
+class Once(dict[str, int]):
+    """From the second request for a file on, nothing of it comes."""
+
+    def get(self, name: str, default: int | None = None) -> int | None:  # type: ignore[override]
+        """The bytes to send before the connection is cut."""
+        found = super().get(name, default)
+        if name in self:
+            self[name] = 0
+        return found
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def test_why(saved: Path, capsys: Capture) -> None:
             "has no component `transformr`\n  did you mean `transformer`",
         ),
         (["why", "PIPELINE", "flux.yaml", "vae.x"], 2, "does not name the component `vae`, so it is copied"),
-        (["inventory", "PIPELINE"], 2, "is a pipeline of several models\n  give one of its component folders"),
+        (["inventory", "PIPELINE"], 2, "is a pipeline of several models\n  give one of them: "),
         (["plan", "PIPELINE/transformer", "flux.yaml"], 1, "RQ325"),
         (["plan", "PIPELINE", "typo.yaml"], 1, "RQ544"),
         (["plan", "PIPELINE", "scheduler.yaml"], 1, "the component `scheduler` is no model: it has no config.json"),
@@ -236,7 +236,7 @@ def test_a_plan_is_for_one_model(saved: Path) -> None:
     """The plan of a component is none for the pipeline."""
     pipeline = open_pipeline(str(saved))
     plan = plan_pipeline(pipeline, rulequant.load_rules("flux.yaml")).components["transformer"]
-    with pytest.raises(UsageError, match="is a pipeline, and a plan is for one model"):
+    with pytest.raises(UsageError, match="is a pipeline, and the plan is for one model"):
         rulequant.torch.apply_checkpoint(saved, plan, "out")
 
 

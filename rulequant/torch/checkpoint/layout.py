@@ -12,6 +12,7 @@ from rulequant.torch.checkpoint.files import damaged, printable, size_text, stri
 from rulequant.torch.checkpoint.header import Header, TensorEntry
 
 __all__ = [
+    "COMPONENT_STEM",
     "INDEX_NAME",
     "MODEL_STEM",
     "SINGLE_NAME",
@@ -29,6 +30,8 @@ __all__ = [
 
 MODEL_STEM = "model"
 """What transformers' names of files begin with."""
+COMPONENT_STEM = "diffusion_pytorch_model"
+"""What those of diffusers begin with."""
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 

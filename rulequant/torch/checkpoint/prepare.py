@@ -55,7 +55,7 @@ def prepare(
             rules=kept_rules,
             asked=container,
             config=config,
-            model=argument_of(source.folder, skeleton.name, origin),
+            model=_argument(skeleton, source, origin),
             origin=origin,
             max_shard_bytes=max_shard_bytes,
             mean_threads=torch.get_num_threads(),
@@ -135,6 +135,12 @@ def _matching(rules: RuleSet | None, plan: Plan) -> RuleSet | None:
     if rules is not None and rules.sha256 != plan.rules_sha256:
         raise UsageError(f"the plan was not made with {rules.file}", remedy="make the plan anew with these rules")
     return rules
+
+
+def _argument(skeleton: Skeleton, source: Source, origin: Origin | None) -> str:
+    if skeleton.hub:  # which may be a folder in a repository
+        return f"{skeleton.name} --revision {skeleton.hub.commit}"
+    return argument_of(source.folder, skeleton.name, origin)
 
 
 def _origin(skeleton: Skeleton) -> Origin | None:

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 from rulequant.containers import ContainerName
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import CheckpointError
+from rulequant.pipeline_plan import PipelinePlan
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
 from rulequant.ruleset import RuleSet
-from rulequant.torch.checkpoint.container import choose_container
 from rulequant.torch.checkpoint.files import printable, size_text
 from rulequant.torch.checkpoint.partfile import free_bytes
+from rulequant.torch.checkpoint.pipeline_prepare import planned_pipeline
 from rulequant.torch.checkpoint.place import check_output
 from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.sidefiles import source_config
+from rulequant.torch.checkpoint.sources import container_for
+from rulequant.torch.pipeline import Pipeline
 from rulequant.torch.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from rulequant.torch.hub.download import DownloadProgress
 
-__all__ = ["with_weights"]
+__all__ = ["with_components", "with_weights"]
 
 
 def with_weights(
@@ -52,11 +55,34 @@ def with_weights(
     check_output(output)
     source_config(skeleton.hub.folder, skeleton.name)
     plan = _checked(rules, skeleton)
-    choose_container(skeleton, plan, container)
-    folder = download(
-        skeleton.hub, reserve=_reserve(plan, output, skeleton.hub.folder), progress=progress, notice=notice
-    )
-    return skeleton.at(folder)
+    container_for(skeleton, plan, container)
+    reserve = _reserve(plan.summary["bytes_after"], output, skeleton.hub.folder)
+    return skeleton.at(download(skeleton.hub, reserve=reserve, progress=progress, notice=notice))
+
+
+def with_components(
+    pipeline: Pipeline,
+    rules: RuleSet | PipelinePlan,
+    output: Path,
+    *,
+    container: ContainerName = "auto",
+    progress: DownloadProgress | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> Pipeline:
+    """The pipeline with all its files on this machine; as `with_weights`."""
+    if pipeline.hub is None:
+        return pipeline
+    from rulequant.torch.hub.download import download
+
+    check_output(output)
+    plan = planned_pipeline(pipeline, rules, container)
+    for name, each in plan.components.items():
+        skeleton = pipeline.skeleton(name)
+        source_config(pipeline.folder / name, skeleton.name)
+        container_for(skeleton, _checked(each, skeleton), container)
+    reserve = _reserve(plan.summary["pipeline_bytes_after"], output, pipeline.folder)
+    download(pipeline.hub, reserve=reserve, progress=progress, notice=notice)
+    return pipeline.downloaded()
 
 
 def _checked(rules: RuleSet | Plan, skeleton: Skeleton) -> Plan:
@@ -69,9 +95,8 @@ def _checked(rules: RuleSet | Plan, skeleton: Skeleton) -> Plan:
     return plan
 
 
-def _reserve(plan: Plan, output: Path, cache: Path) -> int:
+def _reserve(needed: int, output: Path, cache: Path) -> int:
     """Bytes that the output will take beside the download; 0 where it goes to another device, which has them free."""
-    needed: int = plan.summary["bytes_after"]
     if _is_same_device(output.parent, cache):
         return needed
     free = free_bytes(output.parent)

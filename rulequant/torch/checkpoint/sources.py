@@ -16,14 +16,13 @@ from rulequant.torch.checkpoint.container import Container, choose_container, ow
 from rulequant.torch.checkpoint.diffusion_container import diffusers_container
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.keys import KeyMap, map_keys
-from rulequant.torch.checkpoint.layout import MODEL_STEM
+from rulequant.torch.checkpoint.layout import COMPONENT_STEM, MODEL_STEM
 from rulequant.torch.checkpoint.memory import MemoryReader
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.sidefiles import source_config
-from rulequant.torch.diffusion import STEM
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["Source", "source_of"]
+__all__ = ["Source", "container_for", "source_of"]
 
 
 class Source(Protocol):
@@ -86,6 +85,11 @@ def source_of(skeleton: Skeleton) -> Source:
     return _Called(skeleton)
 
 
+def container_for(skeleton: Skeleton, plan: Plan, wanted: ContainerName) -> Container:
+    """Who loads the output of a model whose weights may still be on the Hub; raises as `Source.container`."""
+    return source_of(skeleton.at(skeleton.folder or Path())).container(plan, wanted, skeleton.inventory())
+
+
 @dataclass(frozen=True)
 class _Folder:
     """A checkpoint folder of transformers."""
@@ -119,7 +123,7 @@ class _Component(_Folder):
     """A model of diffusers: a folder that has the class in its config.json, and its own names of files."""
 
     library: ClassVar[str] = "diffusers"
-    stem: ClassVar[str] = STEM
+    stem: ClassVar[str] = COMPONENT_STEM
 
     def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
         """Plain `bitsandbytes`: diffusers knows no other."""

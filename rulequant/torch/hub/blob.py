@@ -41,7 +41,7 @@ class Stopped(Exception):  # noqa: N818  it is no error
 
 def blob_path(hub: HubModel, file: RemoteFile) -> Path:
     """Where the Hub's cache holds the bytes of a file: `blobs/<sha256>` of the repository's folder."""
-    return hub.folder.parent.parent / "blobs" / str(file.sha256)
+    return hub.snapshot.parent.parent / "blobs" / str(file.sha256)
 
 
 def part_path(hub: HubModel, file: RemoteFile) -> Path:

@@ -12,13 +12,16 @@ from huggingface_hub import constants, is_offline_mode
 
 from rulequant.errors import CheckpointError, ModelError
 from rulequant.torch.checkpoint.files import printable, size_text
-from rulequant.torch.checkpoint.layout import INDEX_NAME, find_layout
+from rulequant.torch.checkpoint.layout import COMPONENT_STEM, MODEL_STEM, find_layout, index_name
 from rulequant.torch.checkpoint.partfile import free_bytes
+from rulequant.torch.diffusion import is_component
 from rulequant.torch.hub.answers import GOES_ON, explained
 from rulequant.torch.hub.blob import Stopped, blob_path, fetch_blob, part_path
 from rulequant.torch.hub.retries import retried
 from rulequant.torch.hub.selection import RemoteFile, checkpoint_files
 from rulequant.torch.hub.source import HubModel
+from rulequant.torch.model_config import config_data
+from rulequant.torch.model_index import read_index
 
 __all__ = ["DownloadProgress", "download"]
 
@@ -57,7 +60,7 @@ def download(
         _check_cached(hub)
         notice(f"HF_HUB_OFFLINE is set: taking what the cache holds of {hub.repo_id}, {hub.folder}")
         return hub.folder
-    missing = [each for each in checkpoint_files(hub) if not (hub.folder / each.name).exists()]
+    missing = [each for each in checkpoint_files(hub) if not (hub.snapshot / each.name).exists()]
     _check_space(hub, missing, reserve)
     if progress and missing:
         progress.start(sum(_left(hub, each) for each in missing), len(missing))
@@ -67,12 +70,21 @@ def download(
 
 def _check_cached(hub: HubModel) -> None:
     try:
-        find_layout(hub.folder, (hub.folder / INDEX_NAME).read_bytes)
+        for name in read_index(hub.folder).libraries if hub.is_pipeline else [""]:
+            _check_component(hub.folder / name)
     except CheckpointError as error:
         raise ModelError(
             f"{hub.repo_id}: its weights are not all in the Hub's cache ({error.message}), and HF_HUB_OFFLINE is set",
             remedy="unset HF_HUB_OFFLINE to download them",
         ) from error
+
+
+def _check_component(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    if (folder / "config.json").exists():  # else it has no weights: a tokenizer, a scheduler
+        stem = COMPONENT_STEM if is_component(config_data(folder)) else MODEL_STEM
+        find_layout(folder, (folder / index_name(stem)).read_bytes, stem)
 
 
 def _left(hub: HubModel, file: RemoteFile) -> int:
@@ -86,7 +98,7 @@ def _left(hub: HubModel, file: RemoteFile) -> int:
 
 
 def _check_space(hub: HubModel, missing: list[RemoteFile], reserve: int) -> None:
-    needed, free = sum(_left(hub, each) for each in missing), free_bytes(hub.folder)
+    needed, free = sum(_left(hub, each) for each in missing), free_bytes(hub.snapshot)
     if free < needed + reserve:
         beside = f", and {size_text(reserve)} for the output" if reserve else ""
         raise CheckpointError(

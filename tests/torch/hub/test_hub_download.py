@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, sha256
+from hub_server import Hub, Once, sha256
 from huggingface_hub import constants
 
 from rulequant.errors import CheckpointError, ModelError
@@ -88,7 +88,7 @@ def test_a_dropped_connection_goes_on(hub: Hub, checkpoint: Path) -> None:
     """Cut off half way through a shard, a second run asks for the rest of it alone, and the bytes are right."""
     hub.add("org/tiny", checkpoint)
     model, data = open_hub_model("org/tiny"), (checkpoint / WEIGHTS).read_bytes()
-    hub.drop_after = _Once({WEIGHTS: 100_000})
+    hub.drop_after = Once({WEIGHTS: 100_000})
     with pytest.raises(ModelError, match=r"cannot be reached: .*\n.*running again goes on where it stopped"):
         download(model)
     (part,) = part_of(model)
@@ -101,17 +101,6 @@ def test_a_dropped_connection_goes_on(hub: Hub, checkpoint: Path) -> None:
     assert (folder / WEIGHTS).read_bytes() == data
     assert told.total == told.done == len(data) - have
     assert not part_of(model)
-
-
-class _Once(dict[str, int]):
-    """From the second request for a file on, nothing of it comes."""
-
-    def get(self, name: str, default: int | None = None) -> int | None:  # type: ignore[override]
-        """The bytes to send before the connection is cut."""
-        found = super().get(name, default)
-        if name in self:
-            self[name] = 0
-        return found
 
 
 def test_a_short_interruption_is_not_noticed(hub: Hub, checkpoint: Path) -> None:

@@ -163,11 +163,13 @@ def test_a_repository_without_config(hub: Hub) -> None:
         build_skeleton("org/odd")
 
 
-def test_a_pipeline_is_downloaded_first(hub: Hub) -> None:
-    """A repository of diffusers says so itself."""
+def test_a_pipeline_is_no_model(hub: Hub) -> None:
+    """A repository of diffusers says so itself, and each component has a name."""
     hub.repos["org/flux"] = Repo({"c" * 40: {"model_index.json": b"{}"}}, {"main": "c" * 40})
-    with pytest.raises(ModelError, match=r"org/flux is a pipeline of several models, .*\n  download it first: hf down"):
+    with pytest.raises(ModelError, match=r"org/flux is a pipeline of several models\n.* org/flux/COMPONENT"):
         build_skeleton("org/flux")
+    with pytest.raises(ModelError, match=r"org/flux/vae: no such folder\n.*\n.* has no model in a folder `vae`"):
+        build_skeleton("org/flux/vae")
 
 
 def test_an_unknown_model_type(hub: Hub) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
 from rulequant.torch.checkpoint.files import close_read, open_regular
-from rulequant.torch.checkpoint.layout import MODEL_STEM
+from rulequant.torch.checkpoint.layout import COMPONENT_STEM, MODEL_STEM
 from rulequant.torch.checkpoint.manifest import Manifest
 from rulequant.torch.checkpoint.prepare import check_same_model
 from rulequant.torch.checkpoint.reader import CheckpointReader
@@ -35,7 +35,6 @@ from rulequant.torch.checkpoint.verify.records import (
     record_findings,
     require_output,
 )
-from rulequant.torch.diffusion import STEM
 from rulequant.torch.skeleton import Skeleton, build_skeleton
 from rulequant.verification import Verified
 
@@ -106,7 +105,7 @@ def verify_folder(
 def _stem(planned: _Planned | None) -> str:
     """What the names of the weights begin with: of a model of diffusers something else."""
     of_diffusers = planned is not None and planned.skeleton is not None and planned.skeleton.dtypes is not None
-    return STEM if of_diffusers else MODEL_STEM
+    return COMPONENT_STEM if of_diffusers else MODEL_STEM
 
 
 def _open_original(model: str, stack: ExitStack, *, trust_remote_code: bool) -> _Original:
