@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rulequant.errors import CheckpointError, ModelError
-from rulequant.torch.checkpoint.files import open_regular, printable, read_exactly, strict_json
+from rulequant.torch.checkpoint.files import close_read, open_regular, printable, read_exactly, strict_json
 
 __all__ = ["INDEX", "ModelIndex", "read_index"]
 
@@ -48,7 +48,7 @@ def _data(path: Path) -> dict[str, Any]:
             size = min(os.fstat(fd).st_size, _MAX_BYTES)
             data = strict_json(read_exactly(fd, 0, size, path), str(path))
         finally:
-            os.close(fd)
+            close_read(fd)
     except CheckpointError as error:
         raise ModelError(error.message, remedy=error.remedy) from error
     if not isinstance(data, dict):
