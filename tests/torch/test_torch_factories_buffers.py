@@ -15,6 +15,11 @@ def test_memory_is_lent_again() -> None:
     assert lent((64, 32), torch.float32).data_ptr() == place
 
 
+def test_memory_begins_with_a_cache_line() -> None:
+    """As torch's own does."""
+    assert [lent((size,), torch.uint8).data_ptr() % 64 for size in (1, 1 << 12, (1 << 22) + 1)] == [0, 0, 0]
+
+
 def test_held_memory_is_not() -> None:
     """A tensor, or a view of one, that is still there keeps its values."""
     first = lent((64, 32), torch.float32).fill_(1)

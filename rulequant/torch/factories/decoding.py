@@ -10,17 +10,15 @@ from bitsandbytes import functional
 from torch import Tensor
 
 from rulequant.torch.factories.buffers import lent
+from rulequant.torch.factories.compiled import compiled_kernel
 from rulequant.torch.kernels.tables import quant_map
 
 __all__ = ["absmax_of", "dequantize", "dequantize_blocks", "dequantize_int8", "dequantize_rows"]
 
 _VALUES_AT_A_TIME = 1 << 18
 """What is decoded at a time beside the result."""
-_ALLOCATED = 32 << 20
-"""Bytes up to which glibc gives memory that was freed again without page faults, so that none is lent.
-
-https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html, glibc.malloc.mmap_threshold
-"""
+_LENT = 1 << 20
+"""Bytes from which the memory for what is used once is lent."""
 _INT8_AT_A_TIME = 1 << 17
 """Values of which the float32 steps between stay in the cache."""
 _COMPILED_BLOCKSIZE = 2048
@@ -48,19 +46,27 @@ def dequantize_blocks(
 
     `lend` is for what is used once and let go.
     """
+    if packed.device.type != "cpu" or type(packed) is not Tensor or torch.compiler.is_compiling():
+        return _by_operation(packed, absmax, state, dtype)
     count = 2 * packed.numel()
-    if packed.device.type != "cpu" or (count * dtype.itemsize <= _ALLOCATED and state.blocksize < _COMPILED_BLOCKSIZE):
-        return _by_kernel(packed, absmax, state, dtype)
-    decode = _by_kernel if state.blocksize < _COMPILED_BLOCKSIZE else _by_table
-    out = lent((count,), dtype) if lend else torch.empty(count, dtype=dtype)
-    step = max(1, _VALUES_AT_A_TIME // state.blocksize)
-    for first in range(0, len(absmax), step):
-        start, stop = (block * state.blocksize for block in (first, min(first + step, len(absmax))))
-        out[start:stop] = decode(packed[start // 2 : stop // 2], absmax[first : first + step], state, dtype)
+    out = lent((count,), dtype) if lend and count * dtype.itemsize >= _LENT else torch.empty(count, dtype=dtype)
+    _fill(out, packed, absmax.float().contiguous(), state)
     return out
 
 
-def _by_kernel(packed: Tensor, absmax: Tensor, state: functional.QuantState, dtype: torch.dtype) -> Tensor:
+def _fill(out: Tensor, packed: Tensor, absmax: Tensor, state: functional.QuantState) -> None:
+    kernel = compiled_kernel(state.quant_type, out.dtype) if state.blocksize < _COMPILED_BLOCKSIZE else None
+    if kernel is not None:
+        kernel(packed, absmax, out, state.blocksize)
+        return
+    decode = _by_operation if state.blocksize < _COMPILED_BLOCKSIZE else _by_table
+    step = max(1, _VALUES_AT_A_TIME // state.blocksize)
+    for first in range(0, len(absmax), step):
+        start, stop = (block * state.blocksize for block in (first, min(first + step, len(absmax))))
+        out[start:stop] = decode(packed[start // 2 : stop // 2], absmax[first : first + step], state, out.dtype)
+
+
+def _by_operation(packed: Tensor, absmax: Tensor, state: functional.QuantState, dtype: torch.dtype) -> Tensor:
     # A row for each block: bitsandbytes' CPU kernel is wrong in silence where a row is not whole blocks, and shares out
     # rows among its threads.
     shape = (len(absmax), state.blocksize)
