@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rulequant.diagnostics import Diagnostic, Location, Severity
+from rulequant.escaping import module_text
 from rulequant.freed import idle_removals
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.nearest import nearest_names
@@ -135,7 +136,7 @@ def _floors(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision])
             f"{share:.2%} of {what} would be quantized, `expect.{key}` is {floor:.2%}",
             rules.origin(f"expect.{key}"),
             value=f"{share:.4f}",
-            remedy=f"heaviest module left out: {left_out.name} "
+            remedy=f"heaviest module left out: {left_out.name or 'the model itself'} "
             f"({left_out.type}, {left_out.parameters:,} parameters: {left_out.detail})",
         )
 
@@ -274,7 +275,7 @@ def _cautions(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision
         others = f" and {_count(len(names) - 1, 'other module')}" if len(names) > 1 else ""
         yield Diagnostic(
             "RQ411",
-            f"`{names[0]}`{others}: {text}",
+            f"{module_text(names[0])}{others}: {text}",
             rules.origin(f"schemes.{scheme}"),
             Severity.WARNING,
             value=names[0],

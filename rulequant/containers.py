@@ -17,7 +17,9 @@ __all__ = ["ContainerName", "container_problem", "in_container", "used_schemes"]
 
 ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
 _REMEDY = "let the container be `rulequant`, or change the rules"
-_CODES = frozenset({"RQ451", "RQ452", "RQ453", "RQ454", "RQ553", "RQ502", "RQ503", "RQ504", "RQ505", "RQ551", "RQ552"})
+_CODES = frozenset(
+    {"RQ451", "RQ452", "RQ453", "RQ454", "RQ553", "RQ502", "RQ503", "RQ504", "RQ505", "RQ541", "RQ551", "RQ552"}
+)
 """What is said about containers, and so is no longer true of another."""
 _LISTED = 3
 
@@ -28,9 +30,12 @@ def in_container(
     """The plan with its container, the bytes there, and what stands in the way of it or of vLLM.
 
     `auto` is plain bitsandbytes wherever transformers can load that. `problems` are obstacles beside those that a plan
-    and an inventory tell. A plan that quantizes nothing, or not a model of transformers, has no container.
+    and an inventory tell. A plan that quantizes nothing, or not a model of transformers, has no container; a model that
+    a callable returned has rulequant's own, whatever it is.
     """
     others = tuple(each for each in plan.diagnostics if each.code not in _CODES)
+    if inventory.called:
+        return replace(plan, container="rulequant", diagnostics=(*others, *_called(inventory, wanted)))
     if inventory.model_type is None or "diffusers" in inventory.versions or not any(plan.quantized):
         return replace(plan, container=None, diagnostics=others)
     obstacles = [*_obstacles(plan, inventory), *problems]
@@ -39,6 +44,13 @@ def in_container(
     said = obstacles if name == "bitsandbytes" and obstacles else vllm_notes(placed, inventory)
     cautions = _cautions(placed, inventory) if name == "bitsandbytes" else ()
     return replace(placed, diagnostics=(*others, *cautions, *said))
+
+
+def _called(inventory: Inventory, wanted: ContainerName) -> Iterator[Diagnostic]:
+    """What stands in the way of the container that is wanted for a model that has no config.json."""
+    if wanted == "bitsandbytes":
+        message = f"{inventory.model} is no checkpoint folder, and transformers loads no other"
+        yield Diagnostic("RQ541", message, remedy="let the container be `auto`")
 
 
 def container_problem(code: str, message: str) -> Diagnostic:

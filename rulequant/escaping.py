@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["module_text", "printable"]
+
+
+def module_text(name: str) -> str:
+    """A module in a sentence: its name in backticks; the root has none."""
+    return f"`{name}`" if name else "the model itself"
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -126,6 +126,8 @@ class Inventory:
     """`config.model_type`; None for a model without a transformers config."""
     architecture: str | None = None
     """The class of the root module."""
+    called: bool = False
+    """A callable returned the model: its checkpoint has no config.json, and rulequant itself loads it."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of the packages that made the inventory, for those who compare two."""
 

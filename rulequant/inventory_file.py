@@ -52,6 +52,7 @@ def dump_inventory(inventory: Inventory) -> str:
         "model": inventory.model,
         "model_type": inventory.model_type,
         "architecture": inventory.architecture,
+        **({"called": True} if inventory.called else {}),
         "versions": inventory.versions,
         "aliases": {alias: info.name for info in inventory.modules for alias in info.aliases},
         "tied": {
@@ -216,6 +217,7 @@ def _inventory(document: dict[str, Any]) -> Inventory:
         modules=modules,
         model_type=_get(document, "model_type", str, optional=True),
         architecture=_get(document, "architecture", str, optional=True),
+        called=_get(document, "called", bool, optional=True) or False,
         versions=_texts(document, "versions"),
     )
 

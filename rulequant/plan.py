@@ -80,6 +80,8 @@ class Plan:
     architecture: str | None = None
     container: str | None = None
     """Who loads the checkpoint that apply writes, `bitsandbytes` or `rulequant`; None for a model in memory."""
+    called: bool = False
+    """A callable returned the model, so that rulequant itself loads the checkpoint."""
     layer_coverage: float = 0.0
     """Share of the parameters outside embeddings and output heads that is quantized."""
 

@@ -34,6 +34,7 @@ def make_plan(rules: RuleSet, inventory: Inventory, container: ContainerName | N
         diagnostics=tuple(check_plan(rules, inventory, selection, decisions)),
         model_type=inventory.model_type,
         architecture=inventory.architecture,
+        called=inventory.called,
         layer_coverage=quantized_share([each for each in decisions if in_layers(inventory.by_name[each.name])]),
     )
     return in_container(plan, inventory, container) if container else plan

@@ -13,6 +13,7 @@ from rulequant.containers import in_container
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
+from rulequant.report.plantext import plan_text
 from rulequant.unfused import LAYOUT, expert_linear, expert_linears
 
 EXPERTS, HIDDEN, INNER = 4, 64, 96
@@ -45,6 +46,18 @@ def test_plain_where_it_can_be() -> None:
     assert _plan("name: x", llama(), None).container is None
     assert _plan("skip_modules: [model]", llama()).container is None
     assert _plan("name: x", llama(model_type=None)).container is None
+
+
+@pytest.mark.parametrize("model_type", ["llama", None])
+def test_a_called_model_is_rulequant_s(model_type: str | None) -> None:
+    """What a callable returns has no config.json, so transformers cannot load what becomes of it."""
+    model = llama(model_type=model_type, called=True)
+    plan = _plan("name: x", model)
+    assert (plan.container, plan.ok) == ("rulequant", True)
+    assert "container        rulequant, which `rulequant.torch.load_quantized` loads\n" in plan_text(plan)
+    forced = _plan("name: x", model, "bitsandbytes")
+    assert [each.code for each in forced.diagnostics] == ["RQ541"]
+    assert in_container(forced, model) == plan
 
 
 @pytest.mark.parametrize("scheme", ["bnb_4bit", "bnb_4bit, double_quant: true, blocksize: 32", "bnb_int8"])

@@ -44,6 +44,7 @@ ROUND_TRIPS: dict[str, Inventory] = {
     "llama": llama(layers=4, versions={"torch": "2.13.0", "transformers": "5.23.0"}),
     "llama-tied": llama(layers=4, tied=True),
     "no-config": llama(model_type=None, architecture=None),
+    "called": llama(called=True),
     "aliases": of(root(), linear("a", 4, 2, aliases=("b", "c.d")), ModuleInfo("c", "Block", aliases=("e",))),
     "alias-order": of(root(), linear("a", 4, 2, aliases=("z", "b"))),
     "tied-weights-in-the-root": of(

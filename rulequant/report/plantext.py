@@ -41,10 +41,17 @@ def plan_summary(plan: Plan, style: Style = PLAIN) -> list[str]:
         ("modules", f"{facts['quantized']:,} of {facts['modules']:,} quantized"),
     ]
     if plan.container:
-        rows.append(("container", f"{plan.container}, which transformers loads {loaded(plan.container)}"))
+        rows.append(("container", f"{plan.container}, which {loader(plan)}"))
     rows += [(f"scheme {printable(name)}", text) for name, text in _schemes(plan)]
     width = max(len(label) for label, _ in rows)
     return [f"{style.bold(label.ljust(width))}  {text}" for label, text in rows]
+
+
+def loader(plan: Plan) -> str:
+    """What loads the checkpoint that apply writes."""
+    if plan.called:
+        return "`rulequant.torch.load_quantized` loads"
+    return f"transformers loads {loaded(str(plan.container))}"
 
 
 def loaded(container: str) -> str:

@@ -22,6 +22,7 @@ from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.records import PLAN_NAME
 from rulequant.torch.factories import factory_for
 from rulequant.torch.inspect import inspect_model
+from rulequant.torch.submodules import submodule
 from rulequant.torch.swap import build_layers, encoded_names
 
 __all__ = ["load_quantized"]
@@ -124,7 +125,7 @@ def _put_all(model: nn.Module, values: dict[int, Tensor]) -> None:
 def _attach(layer: nn.Module, name: str, local: str, scheme: Scheme, reader: CheckpointReader) -> set[str]:
     """Give a layer an encoded weight; the names of the tensors that make it up."""
     factory = factory_for(scheme.method)
-    prefix, target = (f"{name}.{local}", layer.get_submodule(local)) if local in layer._modules else (name, layer)
+    prefix, target = (f"{name}.{local}", submodule(layer, local)) if local in layer._modules else (name, layer)
     found = {each: f"{prefix}.{each}" for each in factory.tensor_names if f"{prefix}.{each}" in reader.tensors}
     if "weight" not in found:
         raise CheckpointError(f"{printable(reader.folder)} lacks `{prefix}.weight`, which the plan says is quantized")

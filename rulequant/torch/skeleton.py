@@ -61,7 +61,7 @@ class Skeleton:
 
     @cached_property
     def _inventory(self) -> Inventory:
-        found = inspect_model(self.model, name=self.name)
+        found = replace(inspect_model(self.model, name=self.name), called=self.in_memory)
         if self.dtypes is None:
             return with_dtypes(found, self._fp32_names())
         names = {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()}

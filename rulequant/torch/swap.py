@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from rulequant.errors import ModelError
+from rulequant.escaping import module_text
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Scheme
 from rulequant.torch.experts import expert_parameters
 from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, factory_for
 from rulequant.torch.inspect import kind_of
 from rulequant.torch.standins import refuse_resizing
+from rulequant.torch.submodules import submodule
 
 __all__ = ["build_layers", "encoded_names", "replace_module", "swap_layers"]
 
@@ -83,7 +85,7 @@ class _Swap:
         """What is encoded: the weight of a layer, or each fused parameter of experts."""
         for name in encoded_names(self.module):
             # JetMoe's experts call their parameter weight too.
-            target = self.layer.get_submodule(name) if expert_parameters(self.module) else self.layer
+            target = submodule(self.layer, name) if expert_parameters(self.module) else self.layer
             yield _Part(f"{self.name}.{name}", cast(torch.Tensor, getattr(self.module, name)).detach(), target)
 
 
@@ -125,8 +127,8 @@ def _check_is_planned(module: nn.Module | None, decision: Decision) -> None:
     sizes = [each.numel() for each in module._parameters.values() if each is not None]
     if type(module).__name__ != decision.type or decision.parameters not in {sum(sizes), max(sizes, default=0)}:
         raise ModelError(
-            f"the plan is for another model: `{decision.name}` is a {type(module).__name__} of {sum(sizes):,} "
-            f"parameters here, a {decision.type} of {decision.parameters:,} in the plan",
+            f"the plan is for another model: {module_text(decision.name)} is a {type(module).__name__} of "
+            f"{sum(sizes):,} parameters here, a {decision.type} of {decision.parameters:,} in the plan",
             remedy=remedy,
         )
 

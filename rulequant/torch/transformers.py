@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer, register_quantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import ModelError, UsageError
@@ -34,6 +33,7 @@ from rulequant.torch.placement import check_devices
 from rulequant.torch.plain import plain_layer
 from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
 from rulequant.torch.standins import StandIn, refuse_resizing
+from rulequant.torch.submodules import submodule
 from rulequant.torch.swap import build_layers, replace_module
 
 __all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer"]
@@ -105,9 +105,9 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
             return model
         # Converters merge the experts of the source into the fused parameter, so that has to be there while loading.
         self.experts = {
-            name: PendingExperts(model.get_submodule(name), scheme)
+            name: PendingExperts(submodule(model, name), scheme)
             for name, scheme in self.schemes.items()
-            if kind_of(model.get_submodule(name)) == "experts"
+            if kind_of(submodule(model, name)) == "experts"
         }
         others = {name: scheme for name, scheme in self.schemes.items() if name not in self.experts}
         build_layers(model, others)
@@ -123,7 +123,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for name, experts in self.experts.items():
-            module = model.get_submodule(name)
+            module = submodule(model, name)
             replace_module(model, module, experts.finish(module))
         if not self.pre_quantized:
             self._encode_rest(model)
@@ -169,7 +169,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         for name, scheme in self.schemes.items():
-            module = model.get_submodule(name)
+            module = submodule(model, name)
             replace_module(model, module, plain_layer(module, scheme, wanted))
         for flag in _LOADED_IN.values():
             if getattr(model, flag, False):
@@ -202,7 +202,7 @@ class _Encode(ConversionOps):  # type: ignore[misc]
         pending = self.hf_quantizer.experts.get(module_name)
         if pending:
             return pending.take(local, weight)
-        layer, _ = get_module_from_name(model, name)
+        layer = submodule(model, module_name)
         scheme = self.hf_quantizer.schemes[module_name]
         self.hf_quantizer.encoded.add(module_name)
         factory = factory_for(scheme.method)
@@ -218,7 +218,7 @@ class PendingExperts:
         self.scheme = scheme
         self.names = expert_parameters(module)
         built = factory_for(scheme.method).build(module, scheme)
-        self._weights = {name: cast(ExpertWeights, built.get_submodule(name)) for name in self.names}
+        self._weights = {name: cast(ExpertWeights, submodule(built, name)) for name in self.names}
         self._taken: set[str] = set()
 
     def take(self, name: str, weight: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ def _tied(model: Any) -> Iterator[None]:
     try:
         for target, source in getattr(model, "all_tied_weights_keys", {}).items():
             module, _, name = target.rpartition(".")
-            parameters = model.get_submodule(module)._parameters
+            parameters = submodule(model, module)._parameters
             if name in parameters:
                 before.append((parameters, name, parameters[name]))
                 parameters[name] = model.get_parameter(source)

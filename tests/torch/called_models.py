@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["broken", "counting", "empty", "foreign", "mixed", "moe", "not_finite", "stateful", "whole"]
+__all__ = ["broken", "counting", "empty", "foreign", "mixed", "moe", "not_finite", "odd", "stateful", "whole"]
 
 
 class Block(nn.Module):
@@ -52,6 +52,24 @@ def mixed() -> nn.Module:
     """The same weights each time."""
     torch.manual_seed(0)
     return Mixed()
+
+
+class _Odd(nn.Module):
+    """Children that are called like methods, so that no attribute leads to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half = nn.Linear(64, 64)
+        self.type = nn.Sequential(nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._modules["type"](self._modules["half"](x))
+
+
+def odd() -> nn.Module:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(_Odd(), nn.LayerNorm(64))
 
 
 def moe() -> nn.Module:

@@ -16,8 +16,11 @@ import rulequant.torch
 from rulequant.cli.main import run
 from rulequant.diagnostics import DiagnosticsError
 from rulequant.errors import CheckpointError, ModelError, RulequantError, UsageError
+from rulequant.loader import load_rules
+from rulequant.planner import make_plan
 from rulequant.torch.checkpoint.manifest import check_manifest, load_manifest
 from rulequant.torch.factories import NotFiniteError
+from rulequant.torch.skeleton import build_skeleton
 
 RULES: dict[str, Any] = {
     "version": 1,
@@ -65,6 +68,7 @@ def output(model: nn.Module) -> torch.Tensor:
 def test_the_bytes_are_those_in_memory(name: str, tmp_path: Path) -> None:
     """Each tensor of the folder is that of the state dict; what shares a parameter is there once."""
     plan = rulequant.torch.apply_checkpoint(name, RULES, tmp_path / "out")
+    assert plan.container == make_plan(load_rules(RULES), build_skeleton(name).inventory()).container == "rulequant"
     saved, state = load_file(tmp_path / "out" / "model.safetensors"), in_memory(name).state_dict()
     assert plan.summary["quantized"] > 1
     assert [key for key in saved if not same(saved[key], state[key])] == []
@@ -92,6 +96,14 @@ def test_it_loads_again(name: str, tmp_path: Path, form: str) -> None:
     assert not any(each.training for each in loaded.modules())
     state, other = expected.state_dict(), loaded.state_dict()
     assert [key for key in state if not same(state[key], other[key])] == []
+
+
+def test_modules_called_like_methods(tmp_path: Path) -> None:
+    """`half` and `type` are found among the modules, where an attribute would be the method."""
+    plan = rulequant.torch.apply_checkpoint("called_models:odd", RULES, tmp_path / "out")
+    assert [each.name for each in plan.quantized] == ["0.half", "0.type.0"]
+    loaded, x = rulequant.torch.load_quantized("called_models:odd", tmp_path / "out"), torch.ones(1, 64)
+    assert torch.equal(loaded(x), in_memory("called_models:odd")(x))
 
 
 def test_random_weights_are_overwritten(tmp_path: Path) -> None:
@@ -213,7 +225,7 @@ def test_folders_that_do_not_fit(tmp_path: Path, changes: dict[str, torch.Tensor
 def test_another_model(tmp_path: Path) -> None:
     """The plan tells."""
     rulequant.torch.apply_checkpoint("called_models:mixed", RULES, tmp_path / "out")
-    with pytest.raises(UsageError, match="the plan is for another model"):
+    with pytest.raises(UsageError, match="the plan is for another model: the model itself is a Linear of 16640 bytes"):
         rulequant.torch.load_quantized(called_models.whole, tmp_path / "out")
     with pytest.raises(ModelError, match="the callable returns int, not an"):
         rulequant.torch.load_quantized(lambda: 1, tmp_path / "out")  # type: ignore[arg-type, return-value]

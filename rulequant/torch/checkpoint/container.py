@@ -56,14 +56,14 @@ def choose_container(
     return Container("bitsandbytes", stock_settings(used_schemes(placed), skip, skeleton), placed)
 
 
-def own_container(plan: Plan, inventory: Inventory) -> Container:
-    """The container `rulequant`, which holds whatever a plan says.
+def own_container(plan: Plan, inventory: Inventory, wanted: ContainerName) -> Container:
+    """The container `rulequant`, for a model that a callable returned.
 
     Raises:
-        DiagnosticsError: the plan quantizes nothing.
+        DiagnosticsError: the plan quantizes nothing, or another container is wanted.
     """
     check_quantizes(plan)
-    return _own(in_container(plan, inventory, "rulequant"))
+    return _own(_checked(in_container(plan, inventory, wanted)))
 
 
 def check_quantizes(plan: Plan) -> None:

@@ -7,6 +7,7 @@ import torch
 from rulequant.containers import ContainerName
 from rulequant.diagnostics import DiagnosticsError, Severity
 from rulequant.errors import UsageError
+from rulequant.escaping import module_text
 from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
@@ -104,17 +105,18 @@ def check_same_model(plan: Plan, inventory: Inventory) -> None:
     for decision in plan.decisions:
         info = owners.pop(decision.name, None)
         if info is None:
-            raise UsageError(
-                f"the plan is for another model: {inventory.model} has no `{decision.name}`", remedy=remedy
-            )
+            lacks = f"no `{decision.name}`" if decision.name else "no tensor that is in none of its modules"
+            raise UsageError(f"the plan is for another model: {inventory.model} has {lacks}", remedy=remedy)
         if (info.type, info.nbytes) != (decision.type, decision.bytes_before):
             raise UsageError(
-                f"the plan is for another model: `{decision.name}` is a {info.type} of {info.nbytes} bytes here, "
-                f"a {decision.type} of {decision.bytes_before} bytes in the plan",
+                f"the plan is for another model: {module_text(info.name)} is a {info.type} of {info.nbytes} bytes "
+                f"here, a {decision.type} of {decision.bytes_before} bytes in the plan",
                 remedy=remedy,
             )
     if owners:
-        raise UsageError(f"the plan is for another model: it does not know `{next(iter(owners))}`", remedy=remedy)
+        name = next(iter(owners))
+        unknown = f"`{name}`" if name else "tensors of the model itself, in none of its modules"
+        raise UsageError(f"the plan is for another model: it does not know {unknown}", remedy=remedy)
 
 
 def _plan(rules: RuleSet | Plan, inventory: Inventory) -> Plan:

@@ -12,6 +12,7 @@ from rulequant.errors import ModelError
 from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.inspect import is_conv1d
 from rulequant.torch.stock_experts import as_loaded
+from rulequant.torch.submodules import submodule
 from rulequant.vllm import MERGED, skipped_by_vllm
 
 __all__ = ["stock_skip_list", "vllm_dispute"]
@@ -86,9 +87,9 @@ def _refuse_foreign(model: nn.Module, quantized: set[str], own: Wanted) -> None:
     """Refuse what the loader does not replace at all, or not everywhere."""
     for name in sorted(quantized):
         if name not in own:
-            kind = type(model.get_submodule(name)).__name__
+            kind = type(submodule(model, name)).__name__
             raise ModelError(f"transformers' bitsandbytes loader does not make a quantized layer of {name} ({kind})")
-    objects = {id(model.get_submodule(name)): name for name in quantized}
+    objects = {id(submodule(model, name)): name for name in quantized}
     for alias, module in model.named_modules(remove_duplicate=False):
         name = objects.get(id(module), alias)
         if name != alias:

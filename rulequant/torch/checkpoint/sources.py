@@ -167,10 +167,7 @@ class _Called:
 
     def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
         """Its own: there is no config.json by which transformers could load it."""
-        own = own_container(plan, inventory)
-        if wanted == "bitsandbytes":
-            message = f"{self.skeleton.name} is no checkpoint folder, and transformers loads no other"
-            raise DiagnosticsError([Diagnostic("RQ541", message, remedy="let the container be `auto`")])
+        own = own_container(plan, inventory, wanted)
         whole = next((each for each in plan.quantized if not each.name), None)
         if whole:
             raise ModelError(
