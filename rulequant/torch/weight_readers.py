@@ -1,9 +1,10 @@
 """Which modules have their `.weight` read by their parent's code, which a quantized layer cannot serve.
 
 Mamba's mixer computes with `self.dt_proj.weight`, `nn.MultiheadAttention` hands `self.out_proj.weight` to a kernel:
-after a swap that is a packed byte tensor. The reads are found in the source of the parent's class. A read under an `if`
-that is false for the module as it is configured (Bloom's `slow_but_exact`), that asks for training, or that knows of
-packed weights itself (`!= torch.uint8`) does no harm and does not count.
+after a swap that is a packed byte tensor. The reads are found in the source of the parent's class, also where a local
+variable stands for the layer. A read under an `if` that is false for the module as it is configured (Bloom's
+`slow_but_exact`), that asks for training, or that knows of packed weights itself (`!= torch.uint8`, or RWKV's
+`hasattr(weight, "quant_state")`) does no harm and does not count.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from rulequant.torch.class_source import class_definition, working_methods
+from rulequant.torch.local_names import Names, local_names, paths
 
 __all__ = ["weight_reads"]
 
 _HARMLESS = frozenset({"device", "is_cuda", "requires_grad"})
 """What may be asked of a packed weight and still be right."""
+_PACKED = frozenset({"SCB", "quant_state"})
+"""What the weights of bitsandbytes' layers have."""
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not,
@@ -71,7 +75,7 @@ def _source(owner: type) -> _Source:
 
 def _class_reads(node: ast.ClassDef) -> Iterator[_Read]:
     for method in working_methods(node):
-        for path, guards in _reads(method, ()):
+        for path, guards in _reads(method, (), local_names(method)):
             yield _Read(path, method.name, guards)
 
 
@@ -81,52 +85,44 @@ def _extending(node: ast.ClassDef) -> Iterator[str]:
             yield method.name
 
 
-def _reads(node: ast.AST, guards: tuple[ast.expr, ...]) -> Iterator[tuple[str, tuple[ast.expr, ...]]]:
+def _reads(node: ast.AST, guards: tuple[ast.expr, ...], names: Names) -> Iterator[tuple[str, tuple[ast.expr, ...]]]:
     """The reads below a node, each with the conditions under which it is reached."""
     if isinstance(node, ast.If | ast.IfExp):
         if _knows_packed_weights(node.test):
             return
         body = node.body if isinstance(node.body, list) else [node.body]
         orelse = node.orelse if isinstance(node.orelse, list) else [node.orelse]
-        yield from _reads(node.test, guards)
+        yield from _reads(node.test, guards, names)
         for each in body:
-            yield from _reads(each, (*guards, node.test))
+            yield from _reads(each, (*guards, node.test), names)
         for each in orelse:
-            yield from _reads(each, (*guards, ast.UnaryOp(ast.Not(), node.test)))
+            yield from _reads(each, (*guards, ast.UnaryOp(ast.Not(), node.test)), names)
         return
     if isinstance(node, ast.Attribute) and node.attr in _HARMLESS:
         return
     if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load):
-        path = _path(node.value)
-        if path:
-            yield path, guards
+        yield from ((path, guards) for path in paths(node.value, names))
     for child in ast.iter_child_nodes(node):
-        yield from _reads(child, guards)
+        yield from _reads(child, guards, names)
 
 
 def _knows_packed_weights(test: ast.expr) -> bool:
-    """Whether a condition asks if a weight is uint8; an input may be, too, and says nothing."""
-    comparisons = (each for each in ast.walk(test) if isinstance(each, ast.Compare))
-    return any({"weight", "uint8"} <= _attributes(each) for each in comparisons)
+    """Whether a condition asks if a weight is uint8, or is one of bitsandbytes; an input may be uint8, too."""
+    return any(_asks_for_packed(each) for each in ast.walk(test))
+
+
+def _asks_for_packed(node: ast.AST) -> bool:
+    match node:
+        case ast.Compare():
+            return {"weight", "uint8"} <= _attributes(node)
+        case ast.Call(func=ast.Name("hasattr"), args=[ast.Attribute(attr="weight"), ast.Constant(value=name)]):
+            return name in _PACKED
+        case _:
+            return False
 
 
 def _attributes(node: ast.expr) -> set[str]:
     return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-
-
-def _path(node: ast.expr) -> str | None:
-    """`a.b` for the expression `self.a.b`, `a.0` for `self.a[0]`, and `a.*` for `self.a[i]`."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        parts.append(node.attr if isinstance(node, ast.Attribute) else _index(node.slice))
-        node = node.value
-    if isinstance(node, ast.Name) and node.id == "self" and parts:
-        return ".".join(reversed(parts))
-    return None
-
-
-def _index(node: ast.expr) -> str:
-    return str(node.value) if isinstance(node, ast.Constant) else "*"
 
 
 def _may_hold(guard: ast.expr, module: nn.Module) -> bool:
@@ -141,7 +137,7 @@ def _evaluate(node: ast.expr, module: nn.Module) -> Any:
         case ast.Constant():
             return node.value
         case ast.Attribute():
-            return _setting(_path(node), module)
+            return _setting(next(paths(node, {}), None), module)
         case ast.UnaryOp(op=ast.Not()):
             value = _evaluate(node.operand, module)
             return value if value is _UNKNOWN else not value

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import SMALL, close, rules_with, small, small_inputs
 from torch import Tensor, nn
+from transformers import RwkvConfig, RwkvModel
 
 import rulequant.torch
 from rulequant.torch.weight_readers import weight_reads
@@ -157,6 +158,59 @@ def test_paths_lead_to_modules() -> None:
     kept = {each.name for each in plan.decisions if each.reason == "weight_read_directly"}
     assert {"0.stack.1", "0.inner.deep.0", "0.inner.deep.1"} <= kept
     assert plan.by_name["0.stack.0"].quantize
+
+
+class Aliases(nn.Module):
+    """Reads through local variables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("plain", "walrus", "first", "second", "called", "shown", "either", "other", "knows"):
+            setattr(self, name, nn.Linear(2, 2))
+        self.inner = nn.Sequential(nn.Linear(2, 2))
+        self.stack, self.pairs = nn.ModuleList([nn.Linear(2, 2)]), nn.ModuleList([nn.Linear(2, 2)])
+        self.numbered = nn.ModuleList([nn.Linear(2, 2)])
+        self.tree = nn.Module()
+        self.next = self.tree
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.plain
+        inner = self.inner
+        again: nn.Module = layer
+        x = x @ again.weight @ inner[0].weight
+        if (found := self.walrus) is not None:
+            x = x @ found.weight
+        first, second = self.first, self.second
+        x = second(x @ first.weight)
+        called = self.called
+        x = called(x).to(called.weight.device)
+        shown = self.shown.bias
+        choice = self.either
+        if len(x) > 1:
+            choice = self.other
+        x = x @ choice.weight + shown
+        for each, (_, scale) in zip(self.pairs, enumerate(x), strict=True):
+            x = x @ each.weight * scale
+        for number, one in enumerate(self.numbered):
+            x = x + number * one.weight
+        packed = self.knows
+        if hasattr(packed.weight, "quant_state"):
+            x = x @ packed.weight
+        node = self.tree
+        while node is not None:
+            node = node.next
+        return x + sum(one.weight.sum() for one in self.stack)
+
+
+def test_local_variables_are_followed() -> None:
+    """A variable is what it was assigned, or any of that; a call of it reads nothing, and neither does a question."""
+    found = read_by(Aliases())
+    assert found == {"plain", "inner.0", "walrus", "first", "either", "other", "pairs.*", "numbered.*", "stack.*"}
+
+
+def test_rwkv_rescales_packed_weights() -> None:
+    """It asks whether a weight is one of bitsandbytes before it divides it."""
+    assert weight_reads(RwkvModel(RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2))) == {}
 
 
 class Base(nn.Module):
