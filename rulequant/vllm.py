@@ -2,7 +2,8 @@
 
 Seen in vllm/model_executor/layers/quantization/bitsandbytes.py and model_loader/bitsandbytes_loader.py of vLLM 0.11
 and later (https://github.com/vllm-project/vllm): layers that it merges are quantized as a whole or not at all, fused
-experts are always taken for 4-bit ones in NF4, and packed bytes for uint8.
+experts are always taken for 4-bit ones in NF4, and packed bytes for uint8. Skip lists are compared with names of its own,
+which for models with images are others than in transformers (`hf_to_vllm_mapper`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Bnb4bit
 
-__all__ = ["MERGED", "misread_by_vllm", "skipped_by_vllm", "vllm_notes"]
+__all__ = ["MERGED", "called_by_vllm", "misread_by_vllm", "skipped_by_vllm", "vllm_notes"]
 
 MERGED: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -22,6 +23,27 @@ MERGED: Mapping[str, tuple[str, ...]] = {
     "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
 """Layers that vLLM merges, by the name of the whole, under which it looks them up in a skip list."""
+
+
+_LANGUAGE_MODEL = "model.language_model."
+
+
+def called_by_vllm(names: Iterable[str]) -> dict[str, str]:
+    """What vLLM calls modules, by the names that they have in transformers.
+
+    A model whose language model is one part of several, as with images, has `language_model.model.layers` there for
+    `model.language_model.layers` (vllm/model_executor/models/llava.py, qwen2_vl.py, gemma3_mm.py, mistral3.py).
+    """
+    known = tuple(names)
+    if not any(each.startswith(_LANGUAGE_MODEL) for each in known):
+        return {each: each for each in known}
+    return {each: _moved(each) for each in known}
+
+
+def _moved(name: str) -> str:
+    if name.startswith(_LANGUAGE_MODEL):
+        return f"language_model.model.{name.removeprefix(_LANGUAGE_MODEL)}"
+    return f"language_model.{name}" if name == "lm_head" else name.removeprefix("model.")
 
 
 def skipped_by_vllm(name: str, entries: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.inspect import is_conv1d
 from rulequant.torch.stock_experts import as_loaded
 from rulequant.torch.submodules import submodule
-from rulequant.vllm import MERGED, skipped_by_vllm
+from rulequant.vllm import MERGED, called_by_vllm, skipped_by_vllm
 
 __all__ = ["stock_skip_list", "vllm_dispute"]
 
@@ -37,8 +37,9 @@ def stock_skip_list(model: nn.Module, quantized: set[str]) -> list[str]:
 
     It holds for the other classes of the same config too, since they load the same folder: the bare model, whose names
     lack the prefix, and classes with heads that the checkpoint does not have. A subtree that stays as it is as a whole
-    is one entry; so is a last component that stays as it is everywhere. Names that vLLM gives to merged layers are
-    added, as far as they keep the promise, and so are plain names where vLLM would find nothing in an expression.
+    is one entry; so is a last component that stays as it is everywhere. Names that vLLM gives to merged layers, and to
+    the parts of a model with images, are added, as far as they keep the promise, and so are plain names where vLLM
+    would find nothing in an expression.
 
     Raises:
         ModelError: no such list exists; the module in dispute is named.
@@ -50,7 +51,8 @@ def stock_skip_list(model: nn.Module, quantized: set[str]) -> list[str]:
     keep = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     related = _related(model, own, prefix)
     dispute = ""
-    for wanted in (_with_fused(own | related), own | related, own):
+    moved = {name: own[each] for each, name in called_by_vllm(own).items()}
+    for wanted in (_with_fused(moved | related | own), _with_fused(related | own), own | related, own):
         entries = _entries(wanted)
         short = entries if len(entries) <= _MAX_ENTRIES else _by_layer(entries)
         entries, dispute = _settle(short, wanted, keep)
@@ -62,8 +64,8 @@ def stock_skip_list(model: nn.Module, quantized: set[str]) -> list[str]:
 def vllm_dispute(model: nn.Module, quantized: set[str], entries: Iterable[str]) -> str | None:
     """The first module about which vLLM, which reads the entries literally, would decide otherwise than the plan."""
     known = tuple(entries)
-    own = (name for name, module in model.named_modules() if _stock_type(module))
-    return next((name for name in own if skipped_by_vllm(name, known) is (name in quantized)), None)
+    names = called_by_vllm(name for name, module in model.named_modules() if _stock_type(module))
+    return next((own for own, name in names.items() if skipped_by_vllm(name, known) is (own in quantized)), None)
 
 
 def _literal_names(entries: list[str], wanted: Wanted) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, DECODER
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -20,6 +20,7 @@ from rulequant.errors import ModelError
 from rulequant.torch.checkpoint import skiplist
 from rulequant.torch.checkpoint.siblings import sibling_models
 from rulequant.torch.checkpoint.skiplist import stock_skip_list, vllm_dispute
+from rulequant.vllm import skipped_by_vllm
 
 AWKWARD = (
     "proj",
@@ -166,6 +167,35 @@ def test_vllm_decides_alike(name: str) -> None:
         skip = stock_skip_list(model, quantized)
         assert stock(model, skip) == quantized
         assert vllm_dispute(model, quantized, skip) is None, skip
+
+
+def with_images() -> nn.Module:
+    """A tiny LLaVA on meta."""
+    text = transformers.LlamaConfig(**DECODER)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=8, patch_size=4
+    )
+    with torch.device("meta"):
+        return transformers.LlavaForConditionalGeneration(
+            transformers.LlavaConfig(vision_config=vision, text_config=text)
+        )
+
+
+def test_names_of_models_with_images() -> None:
+    """vLLM calls the parts of such a model otherwise, its merged layers too, and finds those names in the list."""
+    model = with_images()
+    language_model = {name for name in layers_of(model, "_proj") if name.startswith("model.language_model.")}
+    quantized = {name for name in language_model if ".layers.0.self_attn." not in name}
+    assert 0 < len(quantized) < len(language_model)
+    skip = stock_skip_list(model, quantized)
+    assert stock(model, skip) == quantized
+    assert vllm_dispute(model, quantized, skip) is None
+    attention = "language_model.model.layers.0.self_attn"
+    assert all(skipped_by_vllm(f"{attention}.{each}", skip) for each in ("qkv_proj", "o_proj"))
+    assert skipped_by_vllm("vision_tower.vision_model.encoder.layers.0.mlp.fc1", skip)
+    assert skipped_by_vllm("multi_modal_projector.linear_1", skip)
+    assert skipped_by_vllm("language_model.lm_head", skip)
+    assert not any(skipped_by_vllm(f"language_model.model.layers.1.{each}.x", skip) for each in ("self_attn", "mlp"))
 
 
 def test_plain_names_beside_expressions() -> None:
