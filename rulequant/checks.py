@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rulequant.diagnostics import Diagnostic, Location, Severity
-from rulequant.escaping import module_text
 from rulequant.freed import idle_removals
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.nearest import nearest_names
@@ -40,7 +39,6 @@ def check_plan(
     yield from _unmatched_exceptions(inventory, selection)
     yield from idle_removals(rules, [(inventory, selection)])
     yield from _heavy_types(rules, inventory, selection, decisions)
-    yield from _cautions(rules, inventory, decisions)
 
 
 def _family(rules: RuleSet, inventory: Inventory) -> Iterator[Diagnostic]:
@@ -262,25 +260,6 @@ def _heavy_types(
                 value=name,
                 remedy="list it, or say why not with a skip and a reason",
             )
-
-
-def _cautions(rules: RuleSet, inventory: Inventory, decisions: Sequence[Decision]) -> Iterator[Diagnostic]:
-    """What the schemes say of modules that they can hold, once for all modules of which they say the same."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for each in decisions:
-        text = rules.schemes[each.scheme].caution(inventory.by_name[each.name]) if each.scheme else None
-        if each.scheme and text:
-            found.setdefault((each.scheme, text), []).append(each.name)
-    for (scheme, text), names in found.items():
-        others = f" and {_count(len(names) - 1, 'other module')}" if len(names) > 1 else ""
-        yield Diagnostic(
-            "RQ411",
-            f"{module_text(names[0])}{others}: {text}",
-            rules.origin(f"schemes.{scheme}"),
-            Severity.WARNING,
-            value=names[0],
-            remedy="choose a smaller blocksize or int8 for them, or skip them with a reason",
-        )
 
 
 def _or(values: Sequence[Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal, cast
 
 from rulequant.diagnostics import Diagnostic, Severity
+from rulequant.escaping import module_text
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
@@ -17,8 +18,23 @@ __all__ = ["ContainerName", "container_problem", "in_container", "used_schemes"]
 
 ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
 _REMEDY = "let the container be `rulequant`, or change the rules"
+_AROUND = "for use on a CPU: let the container be `rulequant`, choose int8 for them, or skip them with a reason"
 _CODES = frozenset(
-    {"RQ451", "RQ452", "RQ453", "RQ454", "RQ553", "RQ502", "RQ503", "RQ504", "RQ505", "RQ541", "RQ551", "RQ552"}
+    {
+        "RQ411",
+        "RQ451",
+        "RQ452",
+        "RQ453",
+        "RQ454",
+        "RQ553",
+        "RQ502",
+        "RQ503",
+        "RQ504",
+        "RQ505",
+        "RQ541",
+        "RQ551",
+        "RQ552",
+    }
 )
 """What is said about containers, and so is no longer true of another."""
 _LISTED = 3
@@ -36,13 +52,15 @@ def in_container(
     others = tuple(each for each in plan.diagnostics if each.code not in _CODES)
     if inventory.called:
         return replace(plan, container="rulequant", diagnostics=(*others, *_called(inventory, wanted)))
-    if inventory.model_type is None or "diffusers" in inventory.versions or not any(plan.quantized):
+    if "diffusers" in inventory.versions:  # which loads plain bitsandbytes alone
+        return replace(plan, container=None, diagnostics=(*others, *_cautions(plan, inventory)))
+    if inventory.model_type is None or not any(plan.quantized):
         return replace(plan, container=None, diagnostics=others)
     obstacles = [*_obstacles(plan, inventory), *problems]
     name = wanted if wanted != "auto" else "rulequant" if obstacles else "bitsandbytes"
     placed = replace(plan, container=name, decisions=tuple(_placed(plan, inventory, plain=name == "bitsandbytes")))
     said = obstacles if name == "bitsandbytes" and obstacles else vllm_notes(placed, inventory)
-    cautions = _cautions(placed, inventory) if name == "bitsandbytes" else ()
+    cautions = [*_cautions(placed, inventory), *_expert_cautions(placed, inventory)] if name == "bitsandbytes" else []
     return replace(placed, diagnostics=(*others, *cautions, *said))
 
 
@@ -82,16 +100,34 @@ def _apart(info: ModuleInfo, scheme: Scheme) -> int:
 
 
 def _cautions(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
-    """What the schemes say of the Linear layers of an expert, which nobody was asked about before."""
+    """What stock layers get wrong or refuse, as the schemes tell, once for all modules of which they tell the same."""
+    layers = [(each, plan.schemes[str(each.scheme)], inventory.by_name[each.name]) for each in plan.quantized]
+    single = [each for each in layers if not each[2].stock_linears]
+    yield from _told("RQ411", Severity.WARNING, ((each, scheme.caution(info)) for each, scheme, info in single))
+    yield from _told("RQ413", Severity.NOTE, ((each, scheme.confined(info)) for each, scheme, info in single))
+
+
+def _told(code: str, severity: Severity, said: Iterable[tuple[Decision, str | None]]) -> Iterator[Diagnostic]:
+    found: dict[tuple[str | None, str], list[Decision]] = {}
+    for each, text in said:
+        if text:
+            found.setdefault((each.scheme, text), []).append(each)
+    for (_, text), group in found.items():
+        more = len(group) - 1
+        others = f" and {more:,} other module{'s' if more > 1 else ''}" if more else ""
+        name, place = group[0].name, group[0].rule
+        yield Diagnostic(code, f"{module_text(name)}{others}: {text}", place, severity, value=name, remedy=_AROUND)
+
+
+def _expert_cautions(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    """The same of the Linear layers that an expert is taken apart into, of the first of which there is something."""
     for each in plan.quantized:
-        info, scheme = inventory.by_name[each.name], plan.schemes[cast(str, each.scheme)]
-        if info.stock_linears:
-            for matrix in LAYOUT:
-                linear = expert_linear(info, 0, matrix)
-                if text := scheme.caution(linear):
-                    yield Diagnostic("RQ552", f"`{linear.name}`: {text}", severity=Severity.WARNING, remedy=(
-                        "choose a smaller blocksize or int8, or the container rulequant"))  # fmt: skip
-                    return
+        info, scheme = inventory.by_name[each.name], plan.schemes[str(each.scheme)]
+        for matrix in LAYOUT if info.stock_linears else ():
+            linear = expert_linear(info, 0, matrix)
+            if text := scheme.caution(linear):
+                yield Diagnostic("RQ552", f"`{linear.name}`: {text}", severity=Severity.WARNING, remedy=_AROUND)
+                return
 
 
 def _obstacles(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:

@@ -25,6 +25,8 @@ __all__ = ["BUILTIN", "ENTRY_POINTS", "WORK", "Bnb4bit", "BnbInt8", "Scheme", "S
 ENTRY_POINTS = "rulequant.schemes"
 _DIMENSIONS = {"embedding": 2, "convolution": 3}
 """Of the weights of classes whose own forward runs on what their encoded weight stands for: `Embedding`, `Conv1d`."""
+_PACKED_ROWS = 32
+"""bitsandbytes interleaves so many rows for CPUs with AVX512-BF16."""
 NESTED_BLOCKSIZE = 256
 """bitsandbytes quantizes the absmax values of double quantization in blocks of 256."""
 
@@ -91,7 +93,11 @@ class Scheme(BaseModel):
         return sum(each.nbytes for each in encoded)
 
     def caution(self, info: ModuleInfo) -> str | None:  # noqa: ARG002  # most methods have nothing to say
-        """What a user should know before quantizing this module, though the method can hold it; or None."""
+        """What the layers that load a plain checkpoint may get wrong about this module; None where there is nothing."""
+        return None
+
+    def confined(self, info: ModuleInfo) -> str | None:  # noqa: ARG002  # the same
+        """Where the layers that load a plain checkpoint raise for this module; None where they run everywhere."""
         return None
 
     def bytes_after(self, info: ModuleInfo) -> int:
@@ -172,17 +178,21 @@ class Bnb4bit(Scheme):
     def caution(self, info: ModuleInfo) -> str | None:
         """Rows that are not whole blocks, which bitsandbytes' CPU kernels (seen in 0.50) dequantize wrongly.
 
-        rulequant's own layers go round it; a plain bitsandbytes checkpoint is computed by bitsandbytes' layers.
+        On a GPU, and in rulequant's own layers, they work.
         """
-        weight = info.tensor("weight")
-        if info.kind not in {"linear", "conv1d"} or weight is None or len(weight.shape) != 2:
+        shape = _rows_and_columns(info)
+        if shape is None or shape[1] % self.blocksize == 0:
             return None
-        features = weight.shape[0] if info.kind == "conv1d" else weight.shape[1]
-        if features % self.blocksize == 0:
+        what = f"in_features {shape[1]} is no multiple of the blocksize {self.blocksize}"
+        return f"{what}: on a CPU, bitsandbytes may compute it wrongly, or, with AVX512-BF16, fail"
+
+    def confined(self, info: ModuleInfo) -> str | None:
+        """Shapes that `bitsandbytes.functional._convert_weight_packed_for_cpu` (seen in 0.50) raises for."""
+        shape = _rows_and_columns(info)
+        if shape is None or shape[0] % _PACKED_ROWS == 0:
             return None
         return (
-            f"in_features {features} is no multiple of the blocksize {self.blocksize}: loaded by plain transformers "
-            "and run on a CPU, bitsandbytes may compute it wrongly"
+            f"out_features {shape[0]} is no multiple of {_PACKED_ROWS}: on a CPU with AVX512-BF16, bitsandbytes fails"
         )
 
     def _stored_otherwise(self, what: str) -> str | None:
@@ -242,6 +252,15 @@ def _stand_in_problem(scheme: Scheme, info: ModuleInfo) -> str | None:
     if len(weight.shape) != _DIMENSIONS[info.kind]:
         return f"{scheme.method} has no layer for {info.type}"
     return _values_problem(scheme, weight)
+
+
+def _rows_and_columns(info: ModuleInfo) -> tuple[int, int] | None:
+    """out_features and in_features of a layer with one matrix."""
+    weight = info.tensor("weight")
+    if info.kind not in {"linear", "conv1d"} or weight is None or len(weight.shape) != 2:
+        return None
+    first, second = weight.shape
+    return (second, first) if info.kind == "conv1d" else (first, second)
 
 
 def _matrix_problem(scheme: Scheme, info: ModuleInfo) -> str | None:

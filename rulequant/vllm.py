@@ -2,8 +2,8 @@
 
 Seen in vllm/model_executor/layers/quantization/bitsandbytes.py and model_loader/bitsandbytes_loader.py of vLLM 0.11
 and later (https://github.com/vllm-project/vllm): layers that it merges are quantized as a whole or not at all, fused
-experts are always taken for 4-bit ones in NF4, and packed bytes for uint8. Skip lists are compared with names of its own,
-which for models with images are others than in transformers (`hf_to_vllm_mapper`).
+experts are always taken for 4-bit ones in NF4, and packed bytes for uint8. Skip lists are compared with names of its
+own, which for models with images are others than in transformers (`hf_to_vllm_mapper`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 from inventories import changed, linear, llama, of, ruleset
 
 from rulequant.containers import in_container
+from rulequant.diagnostics import Severity
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
 from rulequant.planner import make_plan
@@ -153,6 +154,34 @@ def test_the_last_word_on_containers() -> None:
     assert again.ok
     assert [each.code for each in again.diagnostics] == ["RQ451"]
     assert again.sha256 != forced.sha256
+
+
+ODD = (linear("a.rows", 40, 64), linear("a.more", 40, 64), linear("a.columns", 64, 80), linear("a.even", 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts", "told"),
+    [
+        pytest.param("auto", {"model_type": "llama"}, True, id="plain"),
+        pytest.param("rulequant", {"model_type": "llama"}, False, id="own"),
+        pytest.param(None, {"model_type": "llama"}, False, id="in memory"),
+        pytest.param("auto", {}, False, id="no config"),
+        pytest.param("auto", {"model_type": "llama", "called": True}, False, id="called"),
+        pytest.param("auto", {"versions": {"diffusers": "1"}, "model_type": "Flux"}, True, id="diffusers"),
+    ],
+)
+def test_shapes_that_stock_layers_get_wrong(wanted: Any, facts: dict[str, Any], told: bool) -> None:
+    """Where bitsandbytes' own layers run, what they may compute wrongly is a warning, what they refuse a note."""
+    plan = _plan("name: x", of(*ODD, **facts), wanted)
+    found = {each.code: each for each in plan.diagnostics if each.code in {"RQ411", "RQ413"}}
+    assert set(found) == ({"RQ411", "RQ413"} if told else set())
+    if told:
+        assert found["RQ411"].severity is Severity.WARNING
+        assert found["RQ411"].message.startswith("`a.columns`: in_features 80 is no multiple of the blocksize 64: ")
+        assert found["RQ411"].location == plan.by_name["a.columns"].rule
+        assert found["RQ413"].severity is Severity.NOTE
+        assert found["RQ413"].message.startswith("`a.rows` and 1 other module: out_features 40 is no multiple of 32: ")
+    assert plan.by_name["a.columns"].quantize
 
 
 def test_reservation_about_the_rows_of_an_expert() -> None:

@@ -1,4 +1,4 @@
-"""RQ401 to RQ412, RQ451 to RQ454: what a rule set and a model say about each other."""
+"""RQ401 to RQ413, RQ451 to RQ454: what a rule set and a model say about each other."""
 
 from __future__ import annotations
 
@@ -108,11 +108,12 @@ extends: causal_lm
     warning(
         "RQ411",
         "a scheme holds a module with a reservation",
-        what="The method can hold the module, and says what to know first. The built-in one: in_features is no "
-        "multiple of the blocksize, so a block of values reaches over two rows.",
-        why="The CPU kernels of bitsandbytes (seen in 0.50.2) dequantize such rows wrongly without an error. Layers "
-        "made by rulequant, in memory or from a checkpoint in the `rulequant` container, go round these kernels; a "
-        "plain `bitsandbytes` checkpoint is run by the layers of bitsandbytes itself.",
+        what="The method can hold the module, and the layers that load a plain `bitsandbytes` checkpoint may get it "
+        "wrong. In 4 bits that is so on a CPU, as seen in bitsandbytes 0.50.2: where in_features is no multiple of the "
+        "blocksize, a block reaches over two rows, which are then dequantized wrongly without an error, or, with "
+        "AVX512-BF16, refused by the forward pass.",
+        why="On a GPU there is no such limit. Layers made by rulequant, in memory or from a checkpoint in the "
+        "`rulequant` container, go round these kernels, so nothing is said of that container.",
     ),
     warning(
         "RQ412",
@@ -121,6 +122,14 @@ extends: causal_lm
         "the skip selected none, another skip keeps them, or their class is not one of `quantizable_types`.",
         why="The file looks as if it quantized what the parent leaves alone. `validate --model` warns only where no "
         "given model gains anything.",
+    ),
+    note(
+        "RQ413",
+        "the layers of a plain checkpoint do not run everywhere",
+        what="On CPUs with AVX512-BF16 the 4-bit layer of bitsandbytes (seen in 0.50.2) packs its rows by 32, and "
+        "fails in the forward pass where out_features is no multiple of that: `N must be divisible by block_n`.",
+        why="It concerns those who run a plain `bitsandbytes` checkpoint on such a CPU. On a GPU, on other CPUs, and "
+        "in the container `rulequant` the layer works.",
     ),
     note(
         "RQ451",

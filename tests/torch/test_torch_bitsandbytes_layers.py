@@ -14,6 +14,7 @@ from torch import nn
 from rulequant import schemes
 from rulequant.schemes import Bnb4bit, BnbInt8
 from rulequant.torch.factories import factory_for
+from rulequant.torch.inspect import inspect_model
 
 
 @pytest.mark.parametrize("scheme", [
@@ -162,3 +163,28 @@ def test_layers_are_taken_for_bitsandbytes_own(scheme: schemes.Scheme, owner: ty
     assert type(layer).__name__ == owner.__name__
     assert isinstance(layer, owner)
     assert type(pickle.loads(pickle.dumps(layer))) is type(layer)
+
+
+@torch.no_grad()
+def _stock_error(module: nn.Linear, scheme: Bnb4bit) -> float:
+    """How far off the layer is that transformers would make, in eval mode."""
+    _, encoded = built(module, scheme)
+    with torch.device("meta"):
+        layer = bnb.nn.Linear4bit(module.in_features, module.out_features, bias=False, compute_dtype=torch.float32)
+    factory_for(scheme.method).attach(layer, encoded)
+    inputs = torch.randn(3, module.in_features)
+    return relative_error(layer.eval()(inputs), nn.functional.linear(inputs, by_hand(encoded)))
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (96, 128), (40, 64), (7, 128), (64, 80), (32, 16), (40, 80)], ids=str)
+@pytest.mark.parametrize("blocksize", [32, 64])
+def test_reservations_are_what_bitsandbytes_does(shape: tuple[int, int], blocksize: Any) -> None:
+    """A shape of which nothing is said runs on any CPU; with AVX512-BF16 the stock layer refuses all the others."""
+    module, scheme = linear(weight_of(shape)), Bnb4bit(blocksize=blocksize)
+    (info,) = inspect_model(nn.Sequential(module)).owners
+    confined, wrong = scheme.confined(info), scheme.caution(info)
+    if (confined or wrong) and bnb.functional.has_avx512bf16():
+        with pytest.raises((AssertionError, RuntimeError), match=r"divisible by block_n|invalid for input of size"):
+            _stock_error(module, scheme)
+    elif not wrong:
+        assert _stock_error(module, scheme) < 0.02
