@@ -8,13 +8,13 @@ from typing import Any, cast
 
 from torch import Tensor
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
-from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from rulequant.schemes import Scheme
 from rulequant.torch.checkpoint.keys import prefix_forms
 from rulequant.torch.expert_weights import ExpertWeights
 from rulequant.torch.factories import factory_for
 from rulequant.torch.standins import StandIn
+from rulequant.torch.submodules import submodule
 
 __all__ = ["encoded_weights", "initialized"]
 
@@ -56,7 +56,7 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         if scheme is None:
             return input_dict
         encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        layer, _ = get_module_from_name(model, cast(str, full_layer_name))
+        layer = submodule(model, name)
         factory_for(scheme.method).attach(layer, encoded)
         return {"weight": initialized(layer)}
 
@@ -130,7 +130,7 @@ def _encoded_layers(model: Any, schemes: Mapping[str, Scheme]) -> set[str]:
     """The names of all encoded weights without `.weight`."""
     names: set[str] = set()
     for name in schemes:
-        children = model.get_submodule(name).named_children()
+        children = submodule(model, name).named_children()
         fused = [f"{name}.{child}" for child, module in children if isinstance(module, ExpertWeights)]
         names |= set(fused or [name])
     return names
