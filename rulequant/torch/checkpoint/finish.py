@@ -11,7 +11,7 @@ from rulequant.torch.checkpoint.job import Job
 from rulequant.torch.checkpoint.manifest import FileRecord
 from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card, write_plan, write_rules
 from rulequant.torch.checkpoint.shards import ShardResult
-from rulequant.torch.checkpoint.sidefiles import copy_side_files, write_config
+from rulequant.torch.checkpoint.sidefiles import copy_side_files, without_code, write_config
 from rulequant.torch.checkpoint.writer import write_index
 from rulequant.verification import Sample
 
@@ -86,7 +86,8 @@ def _write_beside(job: Job, applied: Applied, folder: Path, *, card: bool) -> No
         copy_side_files(job.source, folder)
         # The config of a model of diffusers says no dtype: whoever loads it does.
         dtype = job.dtype if job.library == "transformers" else None
-        write_config(dict(job.config), dict(job.quantization), dtype, folder)
+        config = dict(job.config) if job.model_class is None else without_code(job.config)
+        write_config(config, dict(job.quantization), dtype, folder)
     write_plan(job.plan, folder)
     if job.rules is not None:
         write_rules(job.rules, folder)

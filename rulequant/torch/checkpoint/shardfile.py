@@ -176,7 +176,7 @@ class ShardFile:
         source = max((each.item_size for each in step.entries), default=1)
         target = max((each.nbytes for each in step.tensors), default=0) / max(step.numel, 1)
         # The source is read into memory of its own where it has to be cast or put together.
-        direct = len(step.blocks) == 1 and step.entries[0].dtype == step.dtype and not step.blocks[0].transposed
+        direct = len(step.blocks) == 1 and step.entries[0].dtype == step.dtype and step.blocks[0].is_in_one_piece
         size = 0 if direct else source
         values = min(int((self._memory - _SCRATCH) // (size + ITEM_SIZES[step.dtype] + target + 0.25)), _LARGEST_SLICE)
         multiple = step.slicing.multiple if step.slicing else 1

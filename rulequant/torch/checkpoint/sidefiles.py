@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,15 @@ from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 
-__all__ = ["copy_side_files", "is_side_file", "module_folders", "side_files", "source_config", "write_config"]
+__all__ = [
+    "copy_side_files",
+    "is_side_file",
+    "module_folders",
+    "side_files",
+    "source_config",
+    "without_code",
+    "write_config",
+]
 
 _WEIGHTS = frozenset({
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data", ".ot", ".tflite",
@@ -88,6 +96,20 @@ def write_config(config: dict[str, Any], quantization: dict[str, Any], dtype: st
     changed = {key: value for key, value in config.items() if key != "torch_dtype"}
     changed |= ({"dtype": dtype} if dtype else {}) | {"quantization_config": quantization}
     write_file(destination / "config.json", (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model that was quantized as a class of transformers has it, for that class only.
+
+    Code of the model's own, which `auto_map` names, may know the layers by other names, and `trust_remote_code` prefers
+    it. Tokenizers and processors keep theirs.
+    """
+    known = config.get("auto_map")
+    if not isinstance(known, dict):
+        return dict(config)
+    others = {key: each for key, each in known.items() if not key.startswith(("AutoConfig", "AutoModel"))}
+    changed = {key: value for key, value in config.items() if key != "auto_map"}
+    return changed | ({"auto_map": others} if others else {})
 
 
 def _walk(folder: Path, above: Path = Path()) -> Iterator[Path]:

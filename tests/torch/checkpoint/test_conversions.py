@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from apply_runs import files_of, run
+from apply_runs import configure, files_of, run
 from converted_models import CONVERTED, save_converted, save_ernie
 from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
@@ -138,6 +138,18 @@ def test_embedding_models(name: str, scheme: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(torch.arange(1, 9)[None], attention_mask=torch.ones(1, 8)).logits
     assert logits.isfinite().all()
+
+
+def test_code_that_came_with_the_source(tmp_path: Path) -> None:
+    """It knows the layers by other names, so the output is for the class of transformers, however it is loaded."""
+    source = save_converted("nomic_bert", tmp_path / "source")
+    code = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    configure(source, auto_map=code)
+    run(source, tmp_path / "out", rules())
+    _, info = transformers.AutoModel.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, output_loading_info=True, add_pooling_layer=False
+    )
+    assert not info["missing_keys"]
 
 
 @pytest.mark.parametrize("container", ["bitsandbytes", "rulequant"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rulequant.errors import CheckpointError
-from rulequant.torch.checkpoint.sidefiles import copy_side_files, side_files, source_config, write_config
+from rulequant.torch.checkpoint.sidefiles import copy_side_files, side_files, source_config, without_code, write_config
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -180,3 +180,18 @@ def test_config_keeps_what_it_says(tmp_path: Path) -> None:
     }
     assert "é" in text
     assert list(json.loads(text))[:2] == ["model_type", "name"]
+
+
+@pytest.mark.parametrize(
+    ("known", "kept"),
+    [
+        ({"AutoConfig": "a--m.C", "AutoModel": "a--m.M", "AutoModelForMaskedLM": "a--m.L"}, {}),
+        ({"AutoModel": "m.M", "AutoTokenizer": ["t.T", None]}, {"auto_map": {"AutoTokenizer": ["t.T", None]}}),
+        (None, {"auto_map": None}),
+    ],
+    ids=["models", "a tokenizer beside", "none"],
+)
+def test_config_without_code_of_a_model(known: Any, kept: dict[str, Any]) -> None:
+    """What names other classes than the one that it was quantized as goes; all else stays."""
+    assert without_code({"model_type": "nomic_bert", "auto_map": known}) == {"model_type": "nomic_bert"} | kept
+    assert without_code({"model_type": "bert"}) == {"model_type": "bert"}
