@@ -10,7 +10,12 @@ from typing import Any
 from rulequant.diagnostics import Diagnostic, has_errors
 from rulequant.plan import FORMAT_VERSION, Plan
 
-__all__ = ["PipelinePlan"]
+__all__ = ["PipelinePlan", "in_component"]
+
+
+def in_component(component: str, name: str) -> str:
+    """The name that a module of a component has in the pipeline."""
+    return f"{component}.{name}" if name else component
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,21 @@ class PipelinePlan:
             rules=self.rules,
             rules_sha256=self.rules_sha256,
             decisions=tuple(
-                replace(each, name=f"{name}.{each.name}", scheme=f"{name}/{each.scheme}" if each.scheme else None)
+                replace(each, name=in_component(name, each.name), scheme=each.scheme and f"{name}/{each.scheme}")
                 for name, plan in plans
                 for each in plan.decisions
             ),
             schemes={f"{name}/{key}": scheme for name, plan in plans for key, scheme in plan.schemes.items()},
             diagnostics=self.diagnostics,
             architecture=self.pipeline,
+            container=self._container,
         )
+
+    @property
+    def _container(self) -> str | None:
+        """That of rulequant, if any component needs it."""
+        found = {each.container for each in self.components.values() if each.container}
+        return "rulequant" if "rulequant" in found else next(iter(found), None)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option, model_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rulequant.diagnostics import Diagnostic
+    from rulequant.inventory import Inventory
+    from rulequant.plan import Plan
+    from rulequant.torch.pipeline import Pipeline
 
 __all__ = ["command"]
 
@@ -40,22 +49,46 @@ def command(
 
     Two schemes are the same if their settings are, whatever they are called.
     """
-    from rulequant.cli.inputs import read_inventory, read_rules
-    from rulequant.diagnostics import Severity
+    from rulequant.cli.inputs import read_modules
+    from rulequant.inventory import Inventory
     from rulequant.plan_diff import compare
-    from rulequant.planner import make_plan
     from rulequant.report.difftext import diff_text
 
-    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
-    plans = []
-    for name in (rules_a, rules_b):
-        ruleset, warnings = read_rules(name, inventory)
-        plans.append(make_plan(ruleset, inventory))
-        terminal.problems([*warnings, *(each for each in plans[-1].diagnostics if each.severity is not Severity.NOTE)])
-    found = compare(*plans)
+    modules = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
+    names = (rules_a, rules_b)
+    found = compare(*(_plans(modules, names) if isinstance(modules, Inventory) else _of_pipeline(modules, names)))
     if form == "json":
         terminal.data(json.dumps(found.to_dict(), indent=1))
     else:
         terminal.data(diff_text(found, every=every, style=terminal.style_of(sys.stdout)))
     if exit_code and found.changes:
         click.get_current_context().exit(1)
+
+
+def _plans(inventory: Inventory, rules: tuple[str, str]) -> list[Plan]:
+    """The plan by each, once what is wrong with it is told."""
+    from rulequant.cli.inputs import read_rules
+    from rulequant.planner import make_plan
+
+    plans = []
+    for name in rules:
+        ruleset, warnings = read_rules(name, inventory)
+        plans.append(make_plan(ruleset, inventory))
+        _tell(plans[-1], warnings)
+    return plans
+
+
+def _of_pipeline(pipeline: Pipeline, rules: tuple[str, str]) -> list[Plan]:
+    """The same, of all components that either names."""
+    from rulequant.cli.pipelines import diffable
+
+    plans = diffable(pipeline, rules)
+    for each in plans:
+        _tell(each)
+    return plans
+
+
+def _tell(plan: Plan, warnings: Sequence[Diagnostic] = ()) -> None:
+    from rulequant.diagnostics import Severity
+
+    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is not Severity.NOTE)])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rulequant.cli import terminal
 from rulequant.cli.command import Command, model_options
+
+if TYPE_CHECKING:
+    from rulequant.inventory import Inventory
+    from rulequant.torch.pipeline import Pipeline
 
 __all__ = ["command"]
 
@@ -26,13 +31,15 @@ def command(model: str, output: str | None, trust_remote_code: bool, revision: s
     """Write a commented rule file for MODEL to start from.
 
     It extends the bundled file of the model's family, or the default for its task, and names what the model has: the
-    classes that hold its parameters, its output embeddings, its routers.
+    classes that hold its parameters, its output embeddings, its routers. For a pipeline of diffusers it names the
+    bundled file of each component.
     """
-    from rulequant.cli.inputs import read_inventory
+    from rulequant.cli.inputs import read_modules
+    from rulequant.inventory import Inventory
     from rulequant.starter import starter_text
 
-    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
-    text = starter_text(inventory)
+    found = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
+    text = starter_text(found) if isinstance(found, Inventory) else _of_pipeline(found)
     if output is None or output == "-":
         terminal.data(text.rstrip("\n"))
         return
@@ -40,3 +47,16 @@ def command(model: str, output: str | None, trust_remote_code: bool, revision: s
 
     write_text(Path(output), text)
     terminal.message(f"{output} is written; see what it comes to: rulequant plan {model} {output}")
+
+
+def _of_pipeline(pipeline: Pipeline) -> str:
+    from rulequant.errors import ModelError
+    from rulequant.pipeline_starter import pipeline_starter_text
+
+    components: dict[str, Inventory | str] = {}
+    for name in pipeline.models:
+        try:
+            components[name] = pipeline.skeleton(name).inventory()
+        except ModelError as error:  # noqa: PERF203  such a component can be copied all the same
+            components[name] = error.message
+    return pipeline_starter_text(pipeline.name, pipeline.kind, components)

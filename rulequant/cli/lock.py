@@ -15,7 +15,9 @@ from rulequant.errors import UsageError
 if TYPE_CHECKING:
     from rulequant.containers import ContainerName
     from rulequant.inventory import Inventory
+    from rulequant.plan import Plan
     from rulequant.ruleset import RuleSet
+    from rulequant.torch.pipeline import Pipeline
 
 __all__ = ["command"]
 
@@ -50,15 +52,17 @@ def command(
 
     Exits 1, and writes nothing, if the rules do not fit the model.
     """
-    from rulequant.cli.inputs import read_inventory, read_rules
+    from rulequant.cli.inputs import read_modules
     from rulequant.diagnostics import DiagnosticsError, Severity
+    from rulequant.inventory import Inventory
     from rulequant.lock_file import dump_lock, make_lock
-    from rulequant.planner import make_plan
 
-    inventory = read_inventory(model, trust_remote_code=trust_remote_code, revision=revision)
-    ruleset, warnings = read_rules(rules, inventory)
-    plan = make_plan(ruleset, inventory, container)
-    terminal.problems([*warnings, *(each for each in plan.diagnostics if each.severity is Severity.WARNING)])
+    found = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
+    if isinstance(found, Inventory):
+        ruleset, plan, inventory = _planned(found, rules, container)
+    else:
+        ruleset, plan, inventory = _planned_pipeline(found, rules, container)
+    terminal.problems([each for each in plan.diagnostics if each.severity is Severity.WARNING])
     if not plan.ok:
         raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
     path = _path(output, ruleset, inventory)
@@ -73,6 +77,25 @@ def command(
     write_text(path, text, replaces=is_lock, what="a lock")
     modules = count(len(plan.decisions), "module")
     terminal.message(f"{path}: {modules}, {plan.summary['quantized']:,} quantized, {size(len(text.encode()))}")
+
+
+def _planned(inventory: Inventory, rules: str | None, container: ContainerName) -> tuple[RuleSet, Plan, Inventory]:
+    from rulequant.cli.inputs import read_rules
+    from rulequant.planner import make_plan
+
+    ruleset, warnings = read_rules(rules, inventory)
+    terminal.problems(warnings)
+    return ruleset, make_plan(ruleset, inventory, container), inventory
+
+
+def _planned_pipeline(
+    pipeline: Pipeline, rules: str | None, container: ContainerName
+) -> tuple[RuleSet, Plan, Inventory]:
+    from rulequant.cli.inputs import rules_for
+    from rulequant.cli.pipelines import as_one, plan_of
+
+    ruleset = rules_for(pipeline, rules)
+    return ruleset, *as_one(pipeline, plan_of(pipeline, ruleset, container))
 
 
 def _path(output: str | None, ruleset: RuleSet, inventory: Inventory) -> Path | None:

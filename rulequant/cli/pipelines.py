@@ -1,10 +1,8 @@
-"""plan, why and apply on a pipeline of diffusers."""
+"""The commands on a pipeline of diffusers."""
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rulequant.cli import terminal
@@ -14,6 +12,8 @@ from rulequant.errors import UsageError
 from rulequant.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rulequant.cli.jobs import Request
     from rulequant.containers import ContainerName
     from rulequant.inventory import Inventory
@@ -22,32 +22,36 @@ if TYPE_CHECKING:
     from rulequant.torch.checkpoint.pipeline_job import PipelineJob
     from rulequant.torch.pipeline import Pipeline
 
-__all__ = ["component_of", "pipeline_job", "show_plan", "totals"]
+__all__ = ["as_one", "component_of", "diffable", "pipeline_job", "plan_of", "show_plan", "totals"]
 
 
-def show_plan(
-    pipeline: Pipeline, rules: str | None, *, every: bool, form: str, output: Path | None, container: ContainerName
-) -> bool:
-    """Print the plan of each component and what they come to; whether nothing stands in the way of applying it."""
-    ruleset = rules_for(pipeline, rules)
+def plan_of(pipeline: Pipeline, rules: RuleSet, container: ContainerName = "auto") -> PipelinePlan:
+    """The plan of each component that the rules name."""
     with torch_extra(f"reading {pipeline.name}"):
         from rulequant.torch.pipeline import plan_pipeline
 
-        plan = plan_pipeline(pipeline, ruleset, container)
-    text = json.dumps(plan.to_dict(), indent=1)
-    if output:
-        from rulequant.cli.output import write_text
-        from rulequant.cli.plan import is_plan_file
-
-        write_text(output, text + "\n", replaces=is_plan_file, what="a plan")
-    if form == "json":
-        terminal.data(text)
-        return plan.ok
-    _print(plan, every=every)
-    return plan.ok
+        return plan_pipeline(pipeline, rules, container)
 
 
-def _print(plan: PipelinePlan, *, every: bool) -> None:
+def as_one(pipeline: Pipeline, plan: PipelinePlan, names: Iterable[str] = ()) -> tuple[Plan, Inventory]:
+    """The components that are planned, and those that are named, as one model."""
+    from rulequant.joined import as_one_model
+
+    wanted = {*plan.components, *names}
+    with torch_extra(f"reading {pipeline.name}"):
+        parts = {each: pipeline.skeleton(each).inventory() for each in pipeline.models if each in wanted}
+    return as_one_model(plan, parts)
+
+
+def diffable(pipeline: Pipeline, rules: Sequence[str]) -> list[Plan]:
+    """The plans of several rule files over the components that any of them names, each as one plan."""
+    plans = [plan_of(pipeline, rules_for(pipeline, each)) for each in rules]
+    names = {name for each in plans for name in each.components}
+    return [as_one(pipeline, each, names)[0] for each in plans]
+
+
+def show_plan(plan: PipelinePlan, *, every: bool) -> None:
+    """Print the plan of each component and what they come to."""
     from rulequant.report.findings import findings
     from rulequant.report.overview import in_order
     from rulequant.report.plantext import plan_text

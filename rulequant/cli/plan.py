@@ -75,21 +75,14 @@ def command(
     found = read_model(model, trust_remote_code=trust_remote_code, revision=revision)
     skeleton, pipeline = (None, None) if isinstance(found, Inventory) else _told_apart(found)
     if pipeline:
-        if html or check:
-            raise UsageError(
-                f"{model} is a pipeline, and {'--html' if html else '--check'} is for one model",
-                remedy="give the folder of a component",
-            )
-        from rulequant.cli.pipelines import show_plan
-
-        fine = show_plan(pipeline, rules, every=every, form=form, output=output, container=container)
+        fine = _of_pipeline(pipeline, rules, (check, lock), container, output, html, every=every, form=form)
         click.get_current_context().exit(0 if fine else 1)
     inventory = skeleton.inventory() if skeleton else cast(Inventory, found)
     ruleset, warnings = read_rules(rules, inventory)
     plan = make_plan(ruleset, inventory, container)
     terminal.problems(warnings)
     saved, checkpoint = _with_checkpoint(skeleton, plan, container) if skeleton and output else (plan, None)
-    _save(saved, output, html, checkpoint)
+    _save(saved.to_dict() | ({"checkpoint": checkpoint} if checkpoint else {}), output, saved, html)
     if check and lock:
         same = _compare(check, lock, plan, inventory, form=form, every=every)
         click.get_current_context().exit(0 if same and plan.ok else 1)
@@ -99,6 +92,35 @@ def command(
         _print(plan, every=every)
     if not plan.ok:
         click.get_current_context().exit(1)
+
+
+def _of_pipeline(
+    pipeline: Pipeline,
+    rules: str | None,
+    locked: tuple[Path | None, Lock | None],
+    container: ContainerName,
+    output: Path | None,
+    html: Path | None,
+    *,
+    every: bool,
+    form: str,
+) -> bool:
+    """The same, for the components of a pipeline; whether nothing stands in the way, and nothing has changed."""
+    from rulequant.cli.inputs import rules_for
+    from rulequant.cli.pipelines import as_one, plan_of, show_plan
+
+    plan, (check, lock) = plan_of(pipeline, rules_for(pipeline, rules), container), locked
+    one = as_one(pipeline, plan)[0] if html else None
+    _save(plan.to_dict(), output, one, html)
+    if check and lock:
+        names = {each.name.partition(".")[0] for each in lock.plan.decisions}
+        same = _compare(check, lock, *as_one(pipeline, plan, names), form=form, every=every)
+        return same and plan.ok
+    if form == "json":
+        terminal.data(json.dumps(plan.to_dict(), indent=1))
+    else:
+        show_plan(plan, every=every)
+    return plan.ok
 
 
 def _told_apart(found: Skeleton | Pipeline) -> tuple[Skeleton | None, Pipeline | None]:
@@ -171,14 +193,13 @@ def _with_checkpoint(skeleton: Skeleton, plan: Plan, container: ContainerName) -
             return plan, None
 
 
-def _save(plan: Plan, output: Path | None, html: Path | None, checkpoint: dict[str, Any] | None) -> None:
+def _save(data: dict[str, Any], output: Path | None, plan: Plan | None, html: Path | None) -> None:
+    """Save the plan JSON, and the report of the plan, as far as they are asked for."""
     if output:
         from rulequant.cli.output import write_text
 
-        section = {"checkpoint": checkpoint} if checkpoint else {}
-        text = json.dumps(plan.to_dict() | section, indent=1) + "\n"
-        write_text(output, text, replaces=is_plan_file, what="a plan")
-    if html:
+        write_text(output, json.dumps(data, indent=1) + "\n", replaces=is_plan_file, what="a plan")
+    if html and plan:
         from rulequant.cli.output import write_text
         from rulequant.report.html import GENERATOR, plan_html
 

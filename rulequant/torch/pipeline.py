@@ -146,8 +146,9 @@ def check_rules_for(pipeline: Pipeline, rules: RuleSet | None) -> RuleSet:
     """
     if rules is not None and rules.components:
         return rules
-    models = ", ".join(pipeline.models)
-    first = pipeline.models[0] if pipeline.models else "transformer"
+    if not pipeline.models:
+        raise UsageError(f"{pipeline.name} is a pipeline none of whose components is a model that rulequant knows")
+    models, first = ", ".join(pipeline.models), pipeline.models[0]
     what = f"{rules.file} is for one model" if rules else "which component gets which rules is not said"
     raise UsageError(
         f"{pipeline.name} is a pipeline of several models ({models}), and {what}",

@@ -160,14 +160,6 @@ def test_for_a_container(capsys: Capture) -> None:
     assert "container        rulequant  bitsandbytes      differs" in out
 
 
-def test_no_pipelines(capsys: Capture) -> None:
-    """A pipeline is several models, each with a lock of its own."""
-    Path("pipeline").mkdir()
-    Path("pipeline/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    assert run(["lock", "pipeline", "rules/llama.yaml"]) == 2
-    assert "pipeline is a pipeline, and a lock is for one model" in capsys.readouterr().err
-
-
 def test_replaces_only_locks(capsys: Capture) -> None:
     """A lock is written anew; that of another model only when its name is given; nothing else ever."""
     for _ in range(2):

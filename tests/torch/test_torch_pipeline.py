@@ -155,7 +155,6 @@ def test_why(saved: Path, capsys: Capture) -> None:
             2,
             "give a rule file that says it: `components: {text_encoder: rules.yaml}`",
         ),
-        (["plan", "PIPELINE", "flux.yaml", "--html", "x.html"], 2, "--html is for one model"),
         (["apply", "PIPELINE", "--plan", "flux.yaml", "-o", "out"], 2, "flux.yaml is not a plan"),
         (
             ["why", "PIPELINE", "flux.yaml", "transformr.x"],
@@ -192,7 +191,7 @@ def test_what_is_refused(saved: Path, capsys: Capture, arguments: list[str], cod
         ("[]", ModelError, "is not a JSON object"),
         ("{}", ModelError, "`_class_name`, the class of the pipeline, is missing"),
         ('{"_class_name": "X", "../x": ["diffusers", "Y"]}', ModelError, "is no name of a component"),
-        ('{"_class_name": "X", "vae": [null, null]}', UsageError, "is for one model"),
+        ('{"_class_name": "X", "vae": [null, null]}', UsageError, "none of whose components is a model"),
     ],
     ids=["syntax", "list", "no class", "path", "nothing"],
 )
