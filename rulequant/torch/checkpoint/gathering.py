@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rulequant.torch.arrays.spans import scratch
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, TensorEntry
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Block
-from rulequant.torch.kernels.spans import scratch
 
 __all__ = ["TORCH_DTYPES", "gather", "raw", "read_tensor", "read_values"]
 

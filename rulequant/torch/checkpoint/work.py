@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rulequant.errors import UsageError
 from rulequant.schemes import WORK
+from rulequant.torch.arrays.spans import scratch
 from rulequant.torch.checkpoint.bench import Bench
 from rulequant.torch.checkpoint.checksums import digest_fd
 from rulequant.torch.checkpoint.files import printable
@@ -23,7 +24,6 @@ from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Copied, Encoded, Finished, Gathered, Hashed, Late, Result, Unit, Whole
 from rulequant.torch.factories import ExpertsFactory, NotFiniteError, SliceFactory, factory_for
 from rulequant.torch.factories.slices import Piece, SliceEncoder
-from rulequant.torch.kernels.spans import scratch
 from rulequant.verification import Sample
 
 __all__ = ["carry_out", "expect"]

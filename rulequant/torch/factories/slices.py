@@ -17,9 +17,9 @@ from torch import Tensor
 from rulequant.inventory import Kind
 from rulequant.schemes import NESTED_BLOCKSIZE, WORK, Bnb4bit
 from rulequant.torch import kernels
+from rulequant.torch.arrays.spans import scratch
 from rulequant.torch.factories.sampling import sample_4bit, sample_int8
 from rulequant.torch.factories.values import Look, check_absmax, explained
-from rulequant.torch.kernels.spans import scratch
 from rulequant.verification import Sample
 
 __all__ = ["FourBitSlices", "Int8Slices", "Piece", "SliceEncoder"]

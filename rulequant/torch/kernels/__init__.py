@@ -1,17 +1,18 @@
-"""CPU kernels for nf4, fp4 and int8 in torch and numpy: the bytes of bitsandbytes, at ten times its speed.
+"""CPU kernels for nf4, fp4 and int8 on tensors: the bytes of bitsandbytes, at ten times its speed.
 
-Nothing here imports bitsandbytes. The bytes are those of its CPU code in version 0.50 on x86-64.
+Nothing here imports bitsandbytes. The work is done in `rulequant.torch.arrays`, which needs no torch.
 """
 
 from __future__ import annotations
 
-from rulequant.torch.kernels.floats import SOURCE_DTYPES
+from rulequant.torch.arrays.notfinite import NotFiniteValueError
+from rulequant.torch.arrays.tables import QUANT_TYPES
 from rulequant.torch.kernels.fourbit import BLOCKSIZES, FourBitEncoder, quantize_4bit
 from rulequant.torch.kernels.int8 import quantize_int8
 from rulequant.torch.kernels.nested import NestedAbsmax, mean_absmax, nested_codes, quantize_absmax
-from rulequant.torch.kernels.notfinite import NotFiniteValueError
 from rulequant.torch.kernels.record import quant_state, quant_state_record
-from rulequant.torch.kernels.tables import QUANT_TYPES, dynamic_map, quant_map
+from rulequant.torch.kernels.sources import SOURCE_DTYPES
+from rulequant.torch.kernels.tables import dynamic_map, quant_map
 
 __all__ = [
     "BLOCKSIZES",

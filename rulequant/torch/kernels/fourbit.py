@@ -1,28 +1,14 @@
-"""nf4 and fp4: two codes a byte, in blocks that share their largest magnitude; bit by bit what bitsandbytes writes.
-
-bitsandbytes has no compiled CPU kernel for this: it runs `quantize_4bit` of
-https://github.com/bitsandbytes-foundation/bitsandbytes/blob/0.50.2/bitsandbytes/backends/default/ops.py
-over the whole tensor, two thirds of the time in `torch.bucketize`. Here the same arithmetic runs on chunks that stay in
-the cache, and the search is a comparison with each of the 15 decision points: many more steps, but vectorized ones.
-"""
+"""nf4 and fp4: two codes a byte, in blocks that share their largest magnitude."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from rulequant.torch.kernels.blocks import TINY, encode_blocks, pack, ranks_of
-from rulequant.torch.kernels.floats import Bits, bits_of, check_source, magnitude_maxima, to_float32
-from rulequant.torch.kernels.notfinite import refuse_not_finite
-from rulequant.torch.kernels.spans import CHUNK, in_parallel, scratch
-from rulequant.torch.kernels.tables import QUANT_TYPES, four_bit_table
+from rulequant.torch.arrays.fourbit import BLOCKSIZES, check_settings, encode_4bit
+from rulequant.torch.kernels.sources import bits_of, check_source, float_name
 
 __all__ = ["BLOCKSIZES", "FourBitEncoder", "quantize_4bit"]
-
-BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""What bitsandbytes takes."""
 
 
 def quantize_4bit(
@@ -54,11 +40,8 @@ class FourBitEncoder:
     """
 
     def __init__(self, *, quant_type: str, blocksize: int, numel: int, threads: int = 1) -> None:
-        if quant_type not in QUANT_TYPES:
-            raise ValueError(f"unknown quant_type {quant_type!r}; allowed: {', '.join(QUANT_TYPES)}")
-        if blocksize not in BLOCKSIZES:
-            raise ValueError(f"cannot use blocksize {blocksize}; allowed: {', '.join(map(str, BLOCKSIZES))}")
-        self._table = four_bit_table(quant_type)
+        check_settings(quant_type, blocksize)
+        self._quant_type = quant_type
         self._blocksize = blocksize
         self._numel = numel
         self._threads = threads
@@ -87,8 +70,16 @@ class FourBitEncoder:
         packed = torch.empty((len(values) + 1) // 2, dtype=torch.uint8, device="cpu") if out is None else out
         first = self._fed // self._blocksize
         absmax = self._absmax[first : first + -(-len(values) // self._blocksize)]
-        self._encode(bits_of(values), values.dtype, packed.numpy(), absmax.numpy())
-        refuse_not_finite(values, absmax, self._blocksize, through=values.dtype, offset=self._fed)
+        encode_4bit(
+            bits_of(values),
+            float_name(values.dtype),
+            quant_type=self._quant_type,
+            blocksize=self._blocksize,
+            packed=packed.numpy(),
+            absmax=absmax.numpy(),
+            threads=self._threads,
+            offset=self._fed,
+        )
         self._fed += len(values)
         return packed
 
@@ -104,32 +95,3 @@ class FourBitEncoder:
         expected = (len(values) + 1) // 2
         if out is not None and (out.dtype != torch.uint8 or out.shape != (expected,) or not out.is_contiguous()):
             raise ValueError(f"out must be contiguous uint8 [{expected}], got {out.dtype} {list(out.shape)}")
-
-    def _encode(self, bits: Bits, dtype: torch.dtype, packed: NDArray[np.uint8], absmax: NDArray[np.float32]) -> None:
-        blocksize, table = self._blocksize, self._table
-        full = len(bits) // blocksize * blocksize
-        chunk = CHUNK * 2 // bits.itemsize
-
-        def encode_span(start: int, stop: int) -> None:
-            for at in range(start, stop, chunk):
-                end = min(at + chunk, stop)
-                maxima = absmax[at // blocksize : end // blocksize]
-                encode_blocks(bits[at:end].reshape(-1, blocksize), dtype, table, maxima, packed[at // 2 : end // 2])
-
-        in_parallel(encode_span, full, chunk=chunk, threads=self._threads)
-        if full < len(bits):
-            with np.errstate(all="ignore"):
-                scaled = _scaled_short_block(bits[full:], dtype, absmax[-1:])
-                pack(ranks_of(scaled, table.midpoints), table, packed[full // 2 :])
-
-
-def _scaled_short_block(values: Bits, dtype: torch.dtype, absmax: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A last block that is not full, scaled: there bitsandbytes divides, and stores what it divides by.
-
-    An odd number of values is followed by a zero, for the second half of the last byte.
-    """
-    absmax[:] = np.maximum(magnitude_maxima(values[None], dtype), TINY)
-    scaled = np.zeros(len(values) + len(values) % 2, np.float32)
-    floats = to_float32(values, dtype, scratch("scaled", values.shape, np.float32))
-    np.divide(floats, absmax, out=scaled[: len(values)])
-    return scaled

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rulequant.torch.kernels.nested import NESTED_BLOCKSIZE, quantize_absmax
+from rulequant.torch.arrays.record import state_record
+from rulequant.torch.kernels.nested import quantize_absmax
 from rulequant.torch.kernels.tables import quant_map
 
 __all__ = ["quant_state", "quant_state_record"]
@@ -47,20 +46,6 @@ def quant_state_record(
 
     `offset` is the mean that double quantization takes off; None without it.
     """
-    settings: dict[str, Any] = {
-        "quant_type": quant_type,
-        "blocksize": blocksize,
-        "dtype": _name(dtype),
-        "shape": list(shape),
-    }
-    if offset is not None:
-        settings |= {
-            "nested_blocksize": NESTED_BLOCKSIZE,
-            "nested_dtype": "float32",
-            "nested_offset": offset,
-        }
-    return torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    record = state_record(quant_type=quant_type, blocksize=blocksize, dtype=name, shape=shape, offset=offset)
+    return torch.frombuffer(bytearray(record), dtype=torch.uint8)

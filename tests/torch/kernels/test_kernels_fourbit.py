@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from stock_kernels import BLOCKSIZES, DTYPES, QUANT_TYPES, finite_patterns, same_bits, stock_4bit
 from torch import Tensor
 
+from rulequant.torch.arrays.tables import four_bit_table
 from rulequant.torch.kernels import FourBitEncoder, NotFiniteValueError, fourbit, quantize_4bit
-from rulequant.torch.kernels.tables import four_bit_table
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_type = pytest.mark.parametrize("quant_type", QUANT_TYPES)

@@ -7,8 +7,8 @@ import torch
 from stock_kernels import DTYPES, finite_patterns, same_bits, stock_int8
 from torch import Tensor
 
+from rulequant.torch.arrays.int8 import CHUNK
 from rulequant.torch.kernels import NotFiniteValueError, quantize_int8
-from rulequant.torch.kernels.int8 import CHUNK
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -11,8 +11,8 @@ from bitsandbytes import functional
 from stock_kernels import same_bits
 from torch import Tensor
 
+from rulequant.torch.arrays.nested import BLOCKS_AT_A_TIME, NESTED_BLOCKSIZE
 from rulequant.torch.kernels import NotFiniteValueError, quantize_absmax
-from rulequant.torch.kernels.nested import BLOCKS_AT_A_TIME, NESTED_BLOCKSIZE
 
 
 @pytest.fixture

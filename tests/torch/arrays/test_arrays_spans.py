@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from rulequant.torch.kernels.spans import CHUNK, CHUNKS_A_SPAN, in_parallel, scratch
+from rulequant.torch.arrays.spans import CHUNK, CHUNKS_A_SPAN, in_parallel, scratch
 
 
 @pytest.mark.parametrize("threads", [1, 3])

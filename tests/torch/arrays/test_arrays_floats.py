@@ -8,9 +8,7 @@ import torch
 from stock_kernels import DTYPES, finite_patterns, same_bits
 from torch import Tensor
 
-from rulequant.torch.kernels.floats import (
-    bits_of,
-    check_source,
+from rulequant.torch.arrays.floats import (
     magnitude_maxima,
     missing_factor,
     through_float16,
@@ -19,36 +17,21 @@ from rulequant.torch.kernels.floats import (
     turned,
     turned_maxima,
 )
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        pytest.param(torch.zeros(4, dtype=torch.float64), "torch.float64; allowed: torch.bfloat16, torch", id="f64"),
-        pytest.param(torch.zeros(4, dtype=torch.int8), "cannot quantize torch.int8", id="int"),
-        pytest.param(torch.zeros(4, device="meta"), "on meta, these kernels run on the CPU", id="meta"),
-        pytest.param(torch.zeros(2, 2), r"expected 1 contiguous dimensions, got shape \[2, 2\]", id="dimensions"),
-        pytest.param(torch.zeros(8)[::2], r"with strides \[2\]; call .contiguous\(\)", id="strides"),
-    ],
-)
-def test_sources_that_cannot_be_read_are_refused(values: Tensor, message: str) -> None:
-    """What is wrong, what is allowed, and what to do."""
-    with pytest.raises(ValueError, match=message):
-        check_source(values, dimensions=1)
+from rulequant.torch.kernels.sources import bits_of, float_name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_pattern_as_float32(dtype: torch.dtype) -> None:
     """All finite values, subnormal numbers and both zeros too."""
     values = finite_patterns(dtype)
-    floats = torch.from_numpy(to_float32(bits_of(values), dtype, np.empty(len(values), np.float32)))
+    floats = torch.from_numpy(to_float32(bits_of(values), float_name(dtype), np.empty(len(values), np.float32)))
     assert same_bits(floats, values.float())
 
 
 def test_float32_is_not_copied() -> None:
     """Its patterns are read in place."""
     values = torch.randn(100)
-    floats = to_float32(bits_of(values), torch.float32, np.empty(100, np.float32))
+    floats = to_float32(bits_of(values), float_name(torch.float32), np.empty(100, np.float32))
     assert floats.ctypes.data == values.data_ptr()
 
 
@@ -70,7 +53,7 @@ def test_float32_rounded_to_float16() -> None:
 
 def assert_rounds(values: Tensor) -> None:
     """The values are rounded as torch rounds them (but for the sign of zero, which int8 has not)."""
-    rounded = through_float16(bits_of(values), values.dtype, np.empty(len(values), np.float32))
+    rounded = through_float16(bits_of(values), float_name(values.dtype), np.empty(len(values), np.float32))
     assert torch.equal(torch.from_numpy(rounded), values.to(torch.float16).float())
 
 
@@ -84,7 +67,9 @@ def test_eleven_bits_are_those_of_float16(dtype: torch.dtype) -> None:
     else:
         values = finite_patterns(dtype)
     values = values[values.float().abs() < 65520]
-    rounded = to_eleven_bits(bits_of(values), dtype, np.empty(len(values), np.float32)) * missing_factor(dtype)
+    rounded = to_eleven_bits(bits_of(values), float_name(dtype), np.empty(len(values), np.float32)) * missing_factor(
+        float_name(dtype)
+    )
     found, expected = torch.from_numpy(rounded), values.to(torch.float16).float()
     large = values.float().abs() >= 2.0**-14
     assert torch.equal(found[large], expected[large])
@@ -100,7 +85,7 @@ def test_turned_rows(dtype: torch.dtype) -> None:
     assert columns.shape == (2, 2, 12)
     for row, group, place in [(0, 0, 0), (2, 0, 2), (4, 1, 1)]:
         assert (columns[group, 1, place * 4 : place * 4 + 4] == bits[row, 4:]).all()
-    assert same_bits(torch.from_numpy(turned_maxima(columns, dtype)), rows.abs().amax(dim=1).float())
+    assert same_bits(torch.from_numpy(turned_maxima(columns, float_name(dtype))), rows.abs().amax(dim=1).float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -108,7 +93,9 @@ def test_turned_rows(dtype: torch.dtype) -> None:
 def test_maxima_of_one_sign(dtype: torch.dtype, sign: int) -> None:
     """No row needs a value of the other sign."""
     rows = (torch.rand(20, 300, generator=torch.Generator().manual_seed(6)) * sign).to(dtype)
-    assert same_bits(torch.from_numpy(magnitude_maxima(bits_of(rows), dtype)), rows.abs().amax(dim=1).float())
+    assert same_bits(
+        torch.from_numpy(magnitude_maxima(bits_of(rows), float_name(dtype))), rows.abs().amax(dim=1).float()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -118,7 +105,7 @@ def test_maxima_of_rows(dtype: torch.dtype, columns: int) -> None:
     rows = torch.randn(37, columns, generator=torch.Generator().manual_seed(columns)).to(dtype)
     rows[3] = 0
     rows[4] = -0.0
-    maxima = torch.from_numpy(magnitude_maxima(bits_of(rows), dtype))
+    maxima = torch.from_numpy(magnitude_maxima(bits_of(rows), float_name(dtype)))
     assert same_bits(maxima, rows.abs().amax(dim=1).float())
 
 
@@ -129,4 +116,4 @@ def test_what_is_not_finite_is_the_largest(dtype: torch.dtype, columns: int, val
     """Wherever it is, and with whichever sign."""
     rows = torch.ones(columns, columns, dtype=dtype)
     rows.fill_diagonal_(value)
-    assert not np.isfinite(magnitude_maxima(bits_of(rows), dtype)).any()
+    assert not np.isfinite(magnitude_maxima(bits_of(rows), float_name(dtype))).any()

@@ -1,26 +1,23 @@
 """bfloat16, float16 and float32 as bit patterns: what can be quantized, its conversion, the largest magnitude of a row.
 
-torch converts, but splits every operation on more than 32,768 elements over threads of its own, which would
-oversubscribe the machine once several threads run these kernels. numpy never does; but it has no bfloat16, and converts
-float16 slowly. So conversions are written out here, in long vectorized steps.
+torch converts, but importing it takes a second, and it splits every operation on more than 32,768 elements over
+threads of its own, which would oversubscribe the machine once several threads run these kernels. numpy never does; but
+it has no bfloat16, and converts float16 slowly. So conversions are written out here, in long vectorized steps.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from rulequant.torch.kernels.spans import scratch
+from rulequant.torch.arrays.spans import scratch
 
 __all__ = [
-    "SOURCE_DTYPES",
+    "FLOATS",
     "Bits",
-    "bits_of",
-    "check_source",
+    "Float",
     "magnitude_maxima",
     "missing_factor",
     "through_float16",
@@ -33,55 +30,32 @@ __all__ = [
 Bits = NDArray[Any]
 """The bit patterns of floats: int16 or int32."""
 
-SOURCE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""What can be quantized. bitsandbytes refuses the others too."""
+Float = Literal["BF16", "F16", "F32"]
+"""What can be quantized, under the names that safetensors uses. bitsandbytes refuses other dtypes too."""
+
+FLOATS = get_args(Float)
 
 SHORT_ROW = 256
 """Elements below which numpy's reduction of a row is mostly overhead."""
 
 
-def check_source(values: Tensor, *, dimensions: int) -> None:
-    """Refuse what the kernels cannot read in place.
-
-    Raises:
-        ValueError: another dtype, device, number of dimensions, or not contiguous.
-    """
-    if values.dtype not in SOURCE_DTYPES:
-        raise ValueError(f"cannot quantize {values.dtype}; allowed: {', '.join(map(str, SOURCE_DTYPES))}")
-    if values.device.type != "cpu":
-        raise ValueError(
-            f"the values are on {values.device}, these kernels run on the CPU; move them, or use bitsandbytes"
-        )
-    if values.dim() != dimensions or not values.is_contiguous():
-        raise ValueError(
-            f"expected {dimensions} contiguous dimensions, got shape {list(values.shape)} with strides "
-            f"{list(values.stride())}; call .contiguous() and .reshape() first"
-        )
-
-
-def bits_of(values: Tensor) -> Bits:
-    """The memory of a tensor as integers of its size."""
-    bits: Bits = values.detach().view(torch.int32 if values.dtype == torch.float32 else torch.int16).numpy()
-    return bits
-
-
-def to_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_float32(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The finite values of bit patterns of a dtype, flat: in `out`, or for float32 the patterns' own memory."""
     values = _nearly_float32(bits, dtype, out)
-    return np.multiply(values, missing_factor(dtype), out=out) if dtype == torch.float16 else values
+    return np.multiply(values, missing_factor(dtype), out=out) if dtype == "F16" else values
 
 
-def missing_factor(dtype: torch.dtype) -> np.float32:
+def missing_factor(dtype: Float) -> np.float32:
     """What the values of `to_eleven_bits` are too small by."""
     # The exponent of float32 counts from -126, that of float16 from -14.
-    return np.float32(2.0**112 if dtype == torch.float16 else 1)
+    return np.float32(2.0**112 if dtype == "F16" else 1)
 
 
-def _nearly_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+def _nearly_float32(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same, but for the missing factor."""
-    if dtype == torch.float32:
+    if dtype == "F32":
         return bits.view(np.float32)
-    if dtype == torch.bfloat16:
+    if dtype == "BF16":
         # A bfloat16 is the upper half of a float32.
         words = out.view(np.uint32)
         np.copyto(words, bits.view(np.uint16))
@@ -95,19 +69,19 @@ def _nearly_float32(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) ->
     return out
 
 
-def through_float16(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+def through_float16(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The values of bit patterns of a dtype, flat, rounded to float16: in `out`.
 
     What is too large for float16 is rounded to as many bits, and stays finite.
     """
     values = to_float32(bits, dtype, out)
     # A number is rounded to the steps of float32 around another, when that is added and subtracted again.
-    if dtype == torch.bfloat16:
+    if dtype == "BF16":
         # Its 8 significant bits fit float16's 11. Rounded is only what lies between the subnormal numbers of float16:
         # multiples of 2^-24, the steps around 0.75. To larger values 0.75 is added exactly.
         np.add(values, np.float32(0.75), out=out)
         np.subtract(out, np.float32(0.75), out=out)
-    elif dtype == torch.float32:
+    elif dtype == "F32":
         # From 2^e on, float16 has steps of 2^(e-10), like float32 around 1.5 * 2^(e+13); e is at least -14.
         large = scratch("large", values.shape, np.float32)
         np.bitwise_and(values.view(np.int32), 0x7F800000, out=large.view(np.int32))
@@ -118,13 +92,13 @@ def through_float16(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) ->
     return out
 
 
-def to_eleven_bits(bits: Bits, dtype: torch.dtype, out: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_eleven_bits(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """The finite values of bit patterns, flat, as float16 rounds them, but for what is below 2^-14: that stays below.
 
     They lack the `missing_factor`, and are in `out`. It takes half the steps of `through_float16`.
     """
     values = _nearly_float32(bits, dtype, out)
-    if dtype != torch.float32:
+    if dtype != "F32":
         return values
     # Veltkamp's splitting of a number of 24 bits: what is left are the upper 11. A test compares all fractions.
     large = scratch("large", values.shape, np.float32)
@@ -147,7 +121,7 @@ def turned(rows: Bits, group: int) -> Bits:
     return columns.view(rows.dtype)
 
 
-def magnitude_maxima(rows: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
+def magnitude_maxima(rows: Bits, dtype: Float) -> NDArray[np.float32]:
     """The largest magnitude in each row [k, n], as float32; not finite if anything in the row is not.
 
     The bit patterns of floats of one sign are ordered as integers, infinity and NaN on top. So this finds on the way
@@ -158,7 +132,7 @@ def magnitude_maxima(rows: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
     return turned_maxima(turned(rows, len(rows)), dtype)
 
 
-def turned_maxima(columns: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
+def turned_maxima(columns: Bits, dtype: Float) -> NDArray[np.float32]:
     """The same for each of the rows that were `turned`, all groups in order."""
     maxima = _largest(columns, axis=1).reshape(-1)
     maxima = np.maximum(maxima[::2], maxima[1::2])
@@ -175,8 +149,8 @@ def _largest(patterns: Bits, axis: int) -> Bits:
     return np.maximum(np.maximum.reduce(patterns, axis=axis), unsigned)
 
 
-def _as_float32(patterns: Bits, dtype: torch.dtype) -> NDArray[np.float32]:
-    if dtype == torch.float16:
+def _as_float32(patterns: Bits, dtype: Float) -> NDArray[np.float32]:
+    if dtype == "F16":
         # Few enough for numpy's conversion, which knows infinity and NaN.
         return patterns.view(np.float16).astype(np.float32)
     return to_float32(patterns, dtype, np.empty(len(patterns), np.float32))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
+
+from rulequant.torch.arrays.floats import Bits, Float, to_float32
 
 __all__ = ["NotFiniteValueError", "refuse_not_finite"]
 
@@ -19,20 +20,27 @@ class NotFiniteValueError(ValueError):
         self.value = value
 
 
-def refuse_not_finite(values: Tensor, maxima: Tensor, row: int, *, through: torch.dtype, offset: int = 0) -> None:
-    """Raise if the largest magnitude of some row is not finite; only the maxima (float32) are read, unless one is.
+def refuse_not_finite(
+    bits: Bits, dtype: Float, maxima: NDArray[np.float32], row: int, *, limit: float = np.inf, offset: int = 0
+) -> None:
+    """Raise if the largest magnitude of some row is not finite; only the maxima are read, unless one is.
 
-    `values` is flat, `row` the length of a row, `through` the dtype that the values must fit, `offset` the number of
+    `bits` are flat, `row` is the length of a row, `limit` what magnitudes have to stay below, `offset` the number of
     values handled before these.
 
     Raises:
         NotFiniteValueError: with the first such value.
     """
-    # By numpy, because torch would start threads of its own where there are many rows.
-    wrong = ~np.isfinite(maxima.numpy())
+    wrong = ~np.isfinite(maxima)
     if not wrong.any():
         return
     start = int(wrong.argmax()) * row
-    suspects = values[start : start + row]
-    first = int(torch.isfinite(suspects.to(through)).logical_not().nonzero()[0])
+    suspects = _floats(bits[start : start + row], dtype)
+    first = int(np.argmin(np.abs(suspects) < limit))
     raise NotFiniteValueError(offset + start + first, float(suspects[first]))
+
+
+def _floats(bits: Bits, dtype: Float) -> NDArray[np.float32]:
+    if dtype == "F16":
+        return bits.view(np.float16).astype(np.float32)
+    return to_float32(bits, dtype, np.empty(len(bits), np.float32))

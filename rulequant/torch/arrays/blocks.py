@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from rulequant.torch.kernels.floats import Bits, magnitude_maxima, turned, turned_maxima
-from rulequant.torch.kernels.spans import scratch
-from rulequant.torch.kernels.tables import FourBitTable
+from rulequant.torch.arrays.floats import Bits, Float, magnitude_maxima, turned, turned_maxima
+from rulequant.torch.arrays.spans import scratch
+from rulequant.torch.arrays.tables import FourBitTable
 
 __all__ = ["TINY", "encode_blocks", "pack", "ranks_of"]
 
@@ -37,7 +36,7 @@ ROWS = 2
 """Rows compared in one call; the results take 15 bytes a value."""
 
 
-def encode_blocks(blocks: Bits, dtype: torch.dtype, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
+def encode_blocks(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
     """Set `absmax` [count] and `packed` [count * blocksize / 2] of blocks [count, blocksize]."""
     count, blocksize = blocks.shape
     if blocksize > LONGEST_TURNED:
@@ -82,15 +81,13 @@ def pack(ranks: Bytes, table: FourBitTable, packed: Bytes) -> None:
     _to_codes(packed, table)
 
 
-def _encode_long(blocks: Bits, dtype: torch.dtype, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
+def _encode_long(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
     absmax[:] = magnitude_maxima(blocks, dtype)
     factors, power = _factors(absmax, dtype)
     _encode(blocks, dtype, table, factors[:, None], power, packed)
 
 
-def _encode_short(
-    blocks: Bits, dtype: torch.dtype, table: FourBitTable, absmax: Floats, packed: Bytes, group: int
-) -> None:
+def _encode_short(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, group: int) -> None:
     columns = turned(blocks, group)
     absmax[:] = turned_maxima(columns, dtype)
     factors, power = _factors(absmax, dtype)
@@ -105,21 +102,19 @@ def _encode_short(
     np.copyto(fours, codes.view(np.uint16).transpose(0, 2, 1))
 
 
-def _factors(absmax: Floats, dtype: torch.dtype) -> tuple[Floats, int]:
+def _factors(absmax: Floats, dtype: Float) -> tuple[Floats, int]:
     """What the values of a block, as `_planes` gives them, are multiplied by, and the power of two that comes with it.
 
     bitsandbytes multiplies by the reciprocal, and clamps the product to [-1, 1]. It can pass 1 by a rounding error, but
     no midpoint lies there. A power of two changes no bit of a product's fraction, unless it is subnormal or overflows.
     """
-    if dtype == torch.float16:
+    if dtype == "F16":
         # 2^112 is missing in the values, and would overflow here. No absmax but zero is below 2^-24.
         return np.reciprocal(np.maximum(absmax, np.float32(2.0**-24))) * np.float32(2.0**100), -12
     return np.reciprocal(np.maximum(absmax, TINY)), 0
 
 
-def _encode(
-    patterns: Bits, dtype: torch.dtype, table: FourBitTable, factors: Floats, power: int, packed: Bytes
-) -> None:
+def _encode(patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, power: int, packed: Bytes) -> None:
     planes = _planes(patterns, dtype)
     scaled = scratch("scaled", planes.shape, np.float32)
     np.multiply(planes, factors, out=scaled)
@@ -133,19 +128,19 @@ def _encode(
     _to_codes(packed, table)
 
 
-def _planes(patterns: Bits, dtype: torch.dtype) -> Floats:
+def _planes(patterns: Bits, dtype: Float) -> Floats:
     """The values of patterns [..., n], float32 as [1, ..., n], 16 bits as [2, ..., n/2], those at even places first.
 
     Those of float16 lack a factor of 2^112.
     """
-    if dtype == torch.float32:
+    if dtype == "F32":
         return patterns.view(np.float32)[None]
     # Little-endian: the first of a pair is the lower half.
     pairs: NDArray[Any] = patterns.view("<i4")
     planes = scratch("scaled", (2, *pairs.shape), np.float32)
     first, second = planes.view(np.int32)
     np.left_shift(pairs, 16, out=first)
-    if dtype == torch.bfloat16:
+    if dtype == "BF16":
         # A bfloat16 is the upper half of a float32.
         np.bitwise_and(pairs, -0x10000, out=second)
         return planes
