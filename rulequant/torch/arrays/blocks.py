@@ -36,6 +36,10 @@ ROWS = 2
 """Rows compared in one call; the results take 15 bytes a value."""
 
 
+AT_A_TIME = 1 << 16
+"""Values that are scaled and compared together."""
+
+
 def encode_blocks(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
     """Set `absmax` [count] and `packed` [count * blocksize / 2] of blocks [count, blocksize]."""
     count, blocksize = blocks.shape
@@ -73,12 +77,16 @@ def _count_below(rows: Floats, midpoints: Floats, ranks: Bytes) -> None:
 
 def pack(ranks: Bytes, table: FourBitTable, packed: Bytes) -> None:
     """Two codes a byte, the first in the high half; the ranks, even in number, are overwritten."""
+    _join(ranks, packed)
+    _to_codes(packed, table)
+
+
+def _join(ranks: Bytes, packed: Bytes) -> None:
     # Little-endian: first + 256 * second. Times (4096 + 1), the high byte is 16 * first + second.
     pairs = ranks.view("<u2")
     np.multiply(pairs, 4097, out=pairs)
     np.right_shift(pairs, 8, out=pairs)
     np.copyto(packed, pairs, casting="unsafe")
-    _to_codes(packed, table)
 
 
 def _encode_long(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
@@ -115,17 +123,26 @@ def _factors(absmax: Floats, dtype: Float) -> tuple[Floats, int]:
 
 
 def _encode(patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, power: int, packed: Bytes) -> None:
+    midpoints = table.midpoints * np.float32(2.0**power)
+    size = patterns[0].size
+    step = max(AT_A_TIME // size, 1)
+    for at in range(0, len(patterns), step):
+        part = slice(at, at + step)
+        _encode_part(patterns[part], dtype, midpoints, factors[part], packed[at * size // 2 : (at + step) * size // 2])
+    _to_codes(packed, table)
+
+
+def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Floats, packed: Bytes) -> None:
     planes = _planes(patterns, dtype)
     scaled = scratch("scaled", planes.shape, np.float32)
     np.multiply(planes, factors, out=scaled)
-    ranks = ranks_of(scaled.reshape(-1), table.midpoints * np.float32(2.0**power))
+    ranks = ranks_of(scaled.reshape(-1), midpoints)
     if len(planes) == 1:
-        pack(ranks, table, packed)
+        _join(ranks, packed)
         return
     first, second = ranks.reshape(2, -1)
     np.left_shift(first, 4, out=first)
     np.bitwise_or(first, second, out=packed)
-    _to_codes(packed, table)
 
 
 def _planes(patterns: Bits, dtype: Float) -> Floats:
