@@ -26,9 +26,10 @@ CONVERTED = {
 }
 
 
-def save_converted(name: str, folder: Path, **settings: Any) -> Path:
-    """A tiny embedding model in bfloat16, in the layout that the Hub has it in."""
+def save_converted(name: str, folder: Path, *, bare: bool = False, **settings: Any) -> Path:
+    """A tiny embedding model in bfloat16, in the layout that the Hub has it in; `bare` is without its head."""
     model_class, config_class = CONVERTED[name]
+    model_class = model_class.replace("ForMaskedLM", "Model") if bare else model_class
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**_SMALL | settings)
     getattr(transformers, model_class)(config).to(torch.bfloat16).save_pretrained(folder)

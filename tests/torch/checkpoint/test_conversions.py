@@ -140,6 +140,23 @@ def test_embedding_models(name: str, scheme: str, tmp_path: Path) -> None:
     assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("container", ["bitsandbytes", "rulequant"])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("nomic_bert", ""), ("gte", ""), ("gte", "new."), ("jina_embeddings_v3", "")],
+    ids=["nomic_bert", "gte", "gte with a prefix that the model lacks", "jina_embeddings_v3"],
+)
+def test_models_without_a_head(name: str, prefix: str, container: Any, tmp_path: Path) -> None:
+    """As they are published; what a prefix is renamed to is not renamed again."""
+    source = save_converted(name, tmp_path / "source", bare=True)
+    tensors = {f"{prefix}{key}": each for key, each in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    applied = run(source, tmp_path / "out", rules(), container=container)
+    assert applied.plan.summary["quantized"] > 10
+    assert_as_in_memory(source, tmp_path / "out", rules(), transformers.AutoModel)
+    assert verify(tmp_path / "out", source).diagnostics == []
+
+
 def test_code_that_came_with_the_source(tmp_path: Path) -> None:
     """It knows the layers by other names, so the output is for the class of transformers, however it is loaded."""
     source = save_converted("nomic_bert", tmp_path / "source")
