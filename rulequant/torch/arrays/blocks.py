@@ -75,15 +75,10 @@ def _count_below(rows: Floats, midpoints: Floats, ranks: Bytes) -> None:
     np.add.reduce(exceeded.view(np.uint8), axis=1, out=ranks)
 
 
-def pack(ranks: Bytes, table: FourBitTable, packed: Bytes) -> None:
-    """Two codes a byte, the first in the high half; the ranks, even in number, are overwritten."""
-    _join(ranks, packed)
-    _to_codes(packed, table)
-
-
-def _join(ranks: Bytes, packed: Bytes) -> None:
+def pack(codes: Bytes, packed: Bytes) -> None:
+    """Two codes (or ranks) a byte, the first in the high half; the codes, even in number, are overwritten."""
     # Little-endian: first + 256 * second. Times (4096 + 1), the high byte is 16 * first + second.
-    pairs = ranks.view("<u2")
+    pairs = codes.view("<u2")
     np.multiply(pairs, 4097, out=pairs)
     np.right_shift(pairs, 8, out=pairs)
     np.copyto(packed, pairs, casting="unsafe")
@@ -129,7 +124,10 @@ def _encode(patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, 
     for at in range(0, len(patterns), step):
         part = slice(at, at + step)
         _encode_part(patterns[part], dtype, midpoints, factors[part], packed[at * size // 2 : (at + step) * size // 2])
-    _to_codes(packed, table)
+    if table.fours is not None:
+        fours = packed.view(np.uint16)
+        # The mode that needs no test of the indices.
+        np.take(table.fours, fours, out=fours, mode="clip")
 
 
 def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Floats, packed: Bytes) -> None:
@@ -138,7 +136,7 @@ def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Float
     np.multiply(planes, factors, out=scaled)
     ranks = ranks_of(scaled.reshape(-1), midpoints)
     if len(planes) == 1:
-        _join(ranks, packed)
+        pack(ranks, packed)
         return
     first, second = ranks.reshape(2, -1)
     np.left_shift(first, 4, out=first)
@@ -167,9 +165,3 @@ def _planes(patterns: Bits, dtype: Float) -> Floats:
     np.right_shift(pairs, 3, out=second)
     np.bitwise_and(second, ~0x70001FFF, out=second)
     return planes
-
-
-def _to_codes(packed: Bytes, table: FourBitTable) -> None:
-    if table.pairs is not None:
-        # The mode that needs no test of the indices.
-        np.take(table.pairs, packed, out=packed, mode="clip")

@@ -57,7 +57,7 @@ def encode_4bit(
     if full < len(bits):
         with np.errstate(all="ignore"):
             scaled = _scaled_short_block(bits[full:], dtype, absmax[-1:])
-            pack(ranks_of(scaled, table.midpoints), table, packed[full // 2 :])
+            pack(table.codes[ranks_of(scaled, table.midpoints)], packed[full // 2 :])
     refuse_not_finite(bits, dtype, absmax, blocksize, offset=offset)
 
 

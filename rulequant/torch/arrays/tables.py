@@ -1,4 +1,4 @@
-"""The code tables of bitsandbytes and what follows from them: decision points, the order of codes, packed pairs.
+"""The code tables of bitsandbytes and what follows from them: decision points, the order of codes, packed codes.
 
 They are generated here, because importing bitsandbytes takes seconds; tests compare them with its own, bit by bit.
 Source: `get_4bit_type` and `create_dynamic_map` in
@@ -64,8 +64,8 @@ class FourBitTable:
     codes: NDArray[np.uint8]
     """[16]: the code of each rank."""
 
-    pairs: NDArray[np.uint8] | None
-    """[256]: the byte of two codes, at the byte of their ranks, `16 * first + second`; None where those are codes."""
+    fours: NDArray[np.uint16] | None
+    """[65536]: the two bytes of four codes, at the two bytes of their ranks; None where ranks are codes."""
 
 
 def quant_values(quant_type: str) -> NDArray[np.float32]:
@@ -88,11 +88,12 @@ def four_bit_table(quant_type: str) -> FourBitTable:
     midpoints = (ascending[:-1] + ascending[1:]) / np.float32(2)
     codes = order.astype(np.uint8)
     in_order = bool((codes == np.arange(CODES)).all())
-    return FourBitTable(midpoints[:, None], codes, None if in_order else _packed_pairs(codes))
+    return FourBitTable(midpoints[:, None], codes, None if in_order else _packed_fours(codes))
 
 
-def _packed_pairs(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return (codes[:, None] * CODES + codes).reshape(-1)
+def _packed_fours(codes: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    pairs = (codes[:, None] * CODES + codes).reshape(-1).astype(np.uint16)
+    return (pairs[:, None] * 256 + pairs).reshape(-1)
 
 
 @cache

@@ -41,18 +41,18 @@ def test_dynamic_values_are_the_stock_ones() -> None:
     assert same_bits(torch.from_numpy(dynamic_values()), functional.create_dynamic_map())
 
 
-def test_fp4_pairs_hold_two_codes() -> None:
-    """Every pair of ranks gives the byte of their codes, the first in the high half."""
+def test_fp4_fours_hold_four_codes() -> None:
+    """All ranks give the bytes of their codes, the first of two in the high half of its byte."""
     table = four_bit_table("fp4")
-    assert table.pairs is not None
-    for first in range(16):
-        for second in range(16):
-            assert table.pairs[16 * first + second] == table.codes[first] * 16 + table.codes[second]
+    assert table.fours is not None
+    ranks = np.arange(65536, dtype="<u2").view(np.uint8)
+    expected = table.codes[ranks >> 4] * 16 + table.codes[ranks & 15]
+    assert (table.fours.view(np.uint8) == expected).all()
 
 
-def test_nf4_needs_no_pairs() -> None:
+def test_nf4_needs_no_fours() -> None:
     """Its ranks are its codes."""
-    assert four_bit_table("nf4").pairs is None
+    assert four_bit_table("nf4").fours is None
 
 
 def test_nearest_dynamic_codes_cover_the_map() -> None:

@@ -152,6 +152,21 @@ def test_slices_give_the_bytes_of_the_whole(quant_type: str, blocksize: int) -> 
     assert same_bits(encoder.absmax, absmax)
 
 
+@each_dtype
+@each_type
+@pytest.mark.parametrize("blocksize", [64, 1024])
+def test_memory_may_begin_anywhere(dtype: torch.dtype, quant_type: str, blocksize: int) -> None:
+    """The values at the second element of a tensor, the codes at an odd address: words are read across their bounds."""
+    weight = torch.randn(4096 * 5 + 71, generator=torch.Generator().manual_seed(7)).to(dtype)[1:]
+    out = torch.empty(len(weight) // 2 + 1, dtype=torch.uint8)[1:]
+    assert weight.data_ptr() % 8
+    assert out.data_ptr() % 2
+    packed, absmax = quantize_4bit(weight, quant_type=quant_type, blocksize=blocksize, out=out)
+    stock = stock_4bit(weight, quant_type, blocksize)
+    assert same_bits(packed, stock[""])
+    assert same_bits(absmax, stock["absmax"])
+
+
 def test_the_source_is_left_alone() -> None:
     """A float32 weight, read in place, that wants a gradient."""
     weight = torch.nn.Parameter(torch.randn(64, 64))
