@@ -52,7 +52,7 @@ def in_container(
     others = tuple(each for each in plan.diagnostics if each.code not in _CODES)
     if inventory.called:
         return replace(plan, container="rulequant", diagnostics=(*others, *_called(inventory, wanted)))
-    if "diffusers" in inventory.versions:  # which loads plain bitsandbytes alone
+    if "diffusers" in inventory.versions:  # whose own code tells, when a plan is applied, what it can load
         return replace(plan, container=None, diagnostics=(*others, *_cautions(plan, inventory)))
     if inventory.model_type is None or not any(plan.quantized):
         return replace(plan, container=None, diagnostics=others)

@@ -99,7 +99,8 @@ def _loads(applied: Applied) -> str:
     if applied.library == "rulequant":
         return "`rulequant.torch.load_quantized` loads"
     if applied.library == "diffusers":
-        return "diffusers loads as it is"
+        after = " as it is" if applied.container == "bitsandbytes" else " after `import rulequant.torch.diffusers`"
+        return f"diffusers loads{after}"
     from rulequant.report.plantext import loaded
 
     return f"transformers loads {loaded(applied.container)}"

@@ -125,18 +125,20 @@ CODES: tuple[Code, ...] = (
     error(
         "RQ542",
         "diffusers cannot hold the plan",
-        what="A component of diffusers was to be written, and the plan asks for what its loader does not know: 4-bit "
-        "beside int8, another method, a `quant_storage` other than uint8, or settings that differ between layers.",
-        why="diffusers loads `bitsandbytes` checkpoints, and reads one method and its settings from the component's "
-        "config.json. Double quantization, block sizes, nf4 and fp4 may differ: they are stored with each tensor.",
+        what="A `bitsandbytes` checkpoint was asked for, of a component of diffusers, and the plan has what its loader "
+        "does not know: 4-bit beside int8, another method, a `quant_storage` other than uint8, or settings that differ "
+        "between layers. Or, in whatever container, the plan quantizes other layers than `Linear`.",
+        why="diffusers' own loader reads one method and its settings from the component's config.json; double "
+        "quantization, block sizes, nf4 and fp4 may differ, since they are stored with each tensor. Leave "
+        "`--container` at `auto`: then diffusers loads the output after `import rulequant.torch.diffusers`.",
     ),
     error(
         "RQ543",
         "diffusers would decide otherwise",
-        what="A component of diffusers was to be written, and its loader, run with the list of modules to skip, would "
-        "treat the named module otherwise than the plan does.",
+        what="A `bitsandbytes` checkpoint was asked for, of a component of diffusers, and its loader, run with the list "
+        "of modules to skip, would treat the named module otherwise than the plan does.",
         why="It compares the last segment of each name with the whole list: to skip `proj_out` is to skip "
-        "`single_transformer_blocks.0.proj_out` as well. Skip both, or neither.",
+        "`single_transformer_blocks.0.proj_out` as well. Skip both, or neither, or leave `--container` at `auto`.",
     ),
     error(
         "RQ544",

@@ -145,15 +145,9 @@ def test_the_folder_explains_itself(transformer: Path, tmp_path: Path) -> None:
 def test_what_diffusers_cannot_load(
     transformer: Path, tmp_path: Path, changes: dict[str, Any], code: str, message: str
 ) -> None:
-    """Refused before a weight is read, with the module in the way."""
+    """Where its own quantizer is asked for, refused before a weight is read, with the module in the way."""
     with pytest.raises(DiagnosticsError, match=f"{code}.*{message}"):
-        rulequant.torch.apply_checkpoint(transformer, RULES | changes, tmp_path / "out")
-
-
-def test_no_other_container(transformer: Path, tmp_path: Path) -> None:
-    """diffusers has no loader for the container of rulequant."""
-    with pytest.raises(DiagnosticsError, match=r"RQ542.*loads `bitsandbytes` checkpoints only"):
-        rulequant.torch.apply_checkpoint(transformer, RULES, tmp_path / "out", container="rulequant")
+        rulequant.torch.apply_checkpoint(transformer, RULES | changes, tmp_path / "out", container="bitsandbytes")
 
 
 def test_what_is_kept_in_float32(transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

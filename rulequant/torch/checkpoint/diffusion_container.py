@@ -8,16 +8,39 @@ from typing import Any
 
 from torch import nn
 
-from rulequant.containers import used_schemes
+from rulequant.containers import ContainerName, used_schemes
 from rulequant.diagnostics import Diagnostic, DiagnosticsError
+from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.checkpoint.container import Container, check_quantizes, stock_settings
 from rulequant.torch.skeleton import Skeleton
 
-__all__ = ["as_diffusers_loads", "diffusers_container"]
+__all__ = ["as_diffusers_loads", "component_container", "diffusers_container"]
 
-_REMEDY = "change the rules: diffusers loads 4-bit or int8 layers of bitsandbytes, one kind in each component"
+_REMEDY = "let the container be `auto`, or change the rules: one kind of bitsandbytes layers in each component"
+
+
+def component_container(skeleton: Skeleton, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
+    """Plain `bitsandbytes` wherever diffusers' own quantizer can express the plan, otherwise `rulequant`.
+
+    Raises:
+        DiagnosticsError: the plan quantizes nothing, or what the wanted container cannot express.
+    """
+    from rulequant.torch.quantconfig import config_of_plan
+
+    check_quantizes(plan)
+    if wanted != "rulequant":
+        try:
+            return diffusers_container(skeleton, plan)
+        except DiagnosticsError:
+            if wanted == "bitsandbytes":
+                raise
+    other = next((each for each in plan.quantized if inventory.by_name[each.name].kind != "linear"), None)
+    if other:
+        problem = f"with diffusers only `Linear` may be quantized, and `{other.name}` is a {other.type}"
+        raise DiagnosticsError([Diagnostic("RQ542", problem, remedy=f"take {other.type} out of `quantizable_types`")])
+    return Container("rulequant", config_of_plan(plan), replace(plan, container="rulequant"))
 
 
 def diffusers_container(skeleton: Skeleton, plan: Plan) -> Container:

@@ -14,7 +14,7 @@ from rulequant.torch.checkpoint.files import size_text
 from rulequant.torch.checkpoint.finish import Applied, finish_model, worst_first
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 from rulequant.torch.checkpoint.pipeline_job import PipelineJob
-from rulequant.torch.checkpoint.records import PLAN_NAME, RULES_NAME, write_card
+from rulequant.torch.checkpoint.records import IMPORT_DIFFUSERS, PLAN_NAME, RULES_NAME, write_card
 from rulequant.torch.checkpoint.shards import ShardResult
 
 __all__ = ["AppliedPipeline", "finish_pipeline"]
@@ -100,8 +100,7 @@ def _rules(job: PipelineJob) -> Iterator[str]:
 
 def _loading(job: PipelineJob, applied: Applied) -> str:
     kind, dtype = job.pipeline.pipeline, next(iter(job.parts.values())).dtype
-    imported = "import rulequant.torch.transformers  # pip install 'rulequant[torch]'\n"
     return (
-        f"{imported if applied.container == 'rulequant' else ''}import torch\nfrom diffusers import {kind}\n\n"
+        f"{IMPORT_DIFFUSERS if applied.container == 'rulequant' else ''}import torch\nfrom diffusers import {kind}\n\n"
         f'pipeline = {kind}.from_pretrained("path/to/this/folder", torch_dtype=torch.{dtype})'
     )

@@ -87,7 +87,7 @@ def _survey(
         model_class=model_class.__name__ if model_class.__module__.startswith("transformers.") else None,
         library=source.library,
         stem=source.stem,
-        loading=source.loading(),
+        loading=source.loading(chosen.quant_method),
         steps=tuple(plan_steps(reader, keys, chosen.plan, inventory, skeleton)),
         copies=keys.copies,
         dropped=keys.dropped,

@@ -20,11 +20,22 @@ from rulequant.torch.checkpoint.manifest import MANIFEST_NAME
 from rulequant.torch.checkpoint.origin import Origin
 from rulequant.torch.checkpoint.partfile import copy_file, write_file
 
-__all__ = ["CARD_NAME", "PLAN_NAME", "RULES_NAME", "rules_yaml", "write_card", "write_plan", "write_rules"]
+__all__ = [
+    "CARD_NAME",
+    "IMPORT_DIFFUSERS",
+    "PLAN_NAME",
+    "RULES_NAME",
+    "rules_yaml",
+    "write_card",
+    "write_plan",
+    "write_rules",
+]
 
 CARD_NAME = "README.md"
 PLAN_NAME = "rulequant-plan.json"
 RULES_NAME = "rulequant-rules.yaml"
+IMPORT_DIFFUSERS = "import rulequant.torch.diffusers  # pip install 'rulequant[torch,diffusers]'\n"
+"""The line without which diffusers knows no container of rulequant."""
 _SOURCE_CARD_NAME = "README.original.md"
 _MAX_CARD_BYTES = 1 << 20
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

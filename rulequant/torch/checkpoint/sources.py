@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rulequant.containers import ContainerName
-from rulequant.diagnostics import Diagnostic, DiagnosticsError
 from rulequant.errors import CheckpointError, ModelError
 from rulequant.inventory import Inventory
 from rulequant.plan import Plan
 from rulequant.torch.checkpoint.container import Container, choose_container, own_container
-from rulequant.torch.checkpoint.diffusion_container import diffusers_container
+from rulequant.torch.checkpoint.diffusion_container import component_container
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.keys import KeyMap, map_keys
 from rulequant.torch.checkpoint.layout import COMPONENT_STEM, MODEL_STEM
 from rulequant.torch.checkpoint.memory import MemoryReader
 from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.records import IMPORT_DIFFUSERS
 from rulequant.torch.checkpoint.sidefiles import source_config
 from rulequant.torch.skeleton import Skeleton
 
@@ -67,8 +67,8 @@ class Source(Protocol):
             CheckpointError: they do not fit together.
         """
 
-    def loading(self) -> str | None:
-        """Python that loads the output, for its card; None where the class of transformers says it."""
+    def loading(self, container: str) -> str | None:
+        """Python that loads the output in a container, for its card; None where the class of transformers says it."""
 
 
 def source_of(skeleton: Skeleton) -> Source:
@@ -114,7 +114,8 @@ class _Folder:
     def keys(self, reader: CheckpointReader) -> KeyMap:
         return map_keys(self.skeleton, reader.tensors)
 
-    def loading(self) -> str | None:
+    def loading(self, container: str) -> str | None:
+        del container
         return None
 
 
@@ -126,12 +127,8 @@ class _Component(_Folder):
     stem: ClassVar[str] = COMPONENT_STEM
 
     def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
-        """Plain `bitsandbytes`: diffusers knows no other."""
-        del inventory
-        if wanted == "rulequant":
-            message = f"{self.skeleton.name} is a model of diffusers, which loads `bitsandbytes` checkpoints only"
-            raise DiagnosticsError([Diagnostic("RQ542", message, remedy="let the container be `auto`")])
-        return diffusers_container(self.skeleton, plan)
+        """Plain `bitsandbytes` wherever diffusers' own quantizer can express the plan, otherwise `rulequant`."""
+        return component_container(self.skeleton, plan, wanted, inventory)
 
     def keys(self, reader: CheckpointReader) -> KeyMap:
         """Names are those of the model: diffusers renames nothing that it saved itself."""
@@ -145,10 +142,10 @@ class _Component(_Folder):
             )
         return KeyMap({name: name for name in reader.tensors})
 
-    def loading(self) -> str:
+    def loading(self, container: str) -> str:
         kind, dtype = type(self.skeleton.model).__name__, self.skeleton.dtype
         return (
-            f"import torch\nfrom diffusers import {kind}\n\n"
+            f"{IMPORT_DIFFUSERS if container == 'rulequant' else ''}import torch\nfrom diffusers import {kind}\n\n"
             f'model = {kind}.from_pretrained("path/to/this/folder", torch_dtype={dtype})'
         )
 
@@ -186,7 +183,8 @@ class _Called:
     def keys(self, reader: CheckpointReader) -> KeyMap:
         return KeyMap({name: name for name in reader.tensors})
 
-    def loading(self) -> str:
+    def loading(self, container: str) -> str:
+        del container
         return (
             "import rulequant.torch  # pip install 'rulequant[torch]'\n\n"
             f'model = rulequant.torch.load_quantized("{self.skeleton.name}", "path/to/this/folder")'

@@ -150,15 +150,15 @@ def test_offline_with_a_part_missing(hub: Hub, monkeypatch: pytest.MonkeyPatch, 
     [
         ("rules", DiagnosticsError, "RQ401"),
         ("component", DiagnosticsError, "RQ544"),
-        ("methods", DiagnosticsError, "RQ542"),
+        ("type", DiagnosticsError, "RQ501"),
         ("output", CheckpointError, "the output already exists"),
         ("one model", UsageError, "is a pipeline of several models"),
     ],
 )
 def test_nothing_is_downloaded_for_nothing(hub: Hub, case: str, error: type[RulequantError], message: str) -> None:
     """What would stop apply later stops it before the weights are asked for."""
-    mixed = RULES | {"rules": [{"modules": "**.ff*", "scheme": "int8"}]}
-    changed = {"rules": RULES | {"skip_modules": ["no_such"]}, "methods": mixed}.get(case, RULES)
+    nothing = RULES | {"quantizable_types": ["Conv1d"]}
+    changed = {"rules": RULES | {"skip_modules": ["no_such"]}, "type": nothing}.get(case, RULES)
     Path("transformer.yaml").write_text(json.dumps(changed))
     if case == "component":
         Path("flux.yaml").write_text(Path("flux.yaml").read_text().replace('"transformer"', '"transformr"'))

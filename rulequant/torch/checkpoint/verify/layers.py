@@ -46,6 +46,9 @@ def prepare_layers(skeleton: Skeleton) -> nn.Module:
 
 
 def _prepared_by_diffusers(skeleton: Skeleton) -> nn.Module:
+    from diffusers.quantizers.auto import DiffusersAutoQuantizer
+
+    import rulequant.torch.diffusers  # noqa: F401  registers the method `rulequant`
     from rulequant.torch.checkpoint.diffusion_container import as_diffusers_loads
 
     model = cast(Any, skeleton.model)
@@ -53,6 +56,9 @@ def _prepared_by_diffusers(skeleton: Skeleton) -> nn.Module:
     if settings is None:
         raise ModelError("config.json has no `quantization_config`, so its model would load with plain layers")
     try:
+        if settings.get("quant_method") == "rulequant":
+            DiffusersAutoQuantizer.from_config(settings, pre_quantized=True).preprocess_model(model=model)
+            return cast(nn.Module, model)
         return as_diffusers_loads(model, settings)
     except Exception as error:  # whatever diffusers raises for what it does not know
         raise ModelError(f"diffusers cannot prepare the layers of config.json: {error}") from error
