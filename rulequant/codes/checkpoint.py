@@ -135,8 +135,8 @@ CODES: tuple[Code, ...] = (
     error(
         "RQ543",
         "diffusers would decide otherwise",
-        what="A `bitsandbytes` checkpoint was asked for, of a component of diffusers, and its loader, run with the list "
-        "of modules to skip, would treat the named module otherwise than the plan does.",
+        what="A `bitsandbytes` checkpoint was asked for, of a component of diffusers, and its loader, run with the "
+        "list of modules to skip, would treat the named module otherwise than the plan does.",
         why="It compares the last segment of each name with the whole list: to skip `proj_out` is to skip "
         "`single_transformer_blocks.0.proj_out` as well. Skip both, or neither, or leave `--container` at `auto`.",
     ),
