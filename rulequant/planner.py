@@ -61,9 +61,9 @@ def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, tied: frozens
 
 
 def _why(rule: OriginRule | None, removed: Sequence[RemovedSkip]) -> str | None:
-    """The reason of the rule that decided, and that of taking back the skips that would have."""
-    reasons = [rule.selector.reason] if rule and rule.selector.reason else []
-    reasons += [taken_back(each) for each in removed]
+    """Why the skips that would have decided do not, and the reason of the rule that did."""
+    reasons = [taken_back(each) for each in removed]
+    reasons += [rule.selector.reason] if rule and rule.selector.reason else []
     return "; ".join(reasons) or None
 
 

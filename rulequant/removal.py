@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from rulequant.diagnostics import Diagnostic, Location, did_you_mean
 from rulequant.ruleset import OriginSkip, RemovedSkip, RuleSet
 
-__all__ = ["Removal", "removes_nothing", "take_back", "taken_back"]
+__all__ = ["TAKEN_BACK", "Removal", "removes_nothing", "take_back", "taken_back"]
 
+TAKEN_BACK = "skip taken back"
+"""How the detail of a decision begins that would be another with an inherited skip."""
 _LISTED = 5
 
 
@@ -55,9 +57,9 @@ def _only(skip: OriginSkip, texts: Collection[str]) -> OriginSkip:
 
 
 def taken_back(removed: RemovedSkip) -> str:
-    """The reason of a decision that a skip would have turned into a "no"."""
+    """What is told of a decision that a skip would have turned into a "no"."""
     reason = f": {removed.reason}" if removed.reason else ""
-    return f"the skip {removed.selector.modules[0].text} is taken back{reason}"
+    return f"{TAKEN_BACK} ({removed.selector.modules[0].text}){reason}"
 
 
 def removes_nothing(removal: Removal, merged: RuleSet, parents: Collection[str]) -> Diagnostic | None:

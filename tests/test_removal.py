@@ -148,14 +148,14 @@ def test_plan_and_why_tell() -> None:
     rules, model = load_rules("child.yaml"), llama()
     plan = make_plan(rules, model)
     decision = plan.by_name["model.layers.0.mlp.up_proj"]
-    assert (decision.scheme, decision.detail) == ("nf4", "the skip **.mlp is taken back: measured")
+    assert (decision.scheme, decision.detail) == ("nf4", "skip taken back (**.mlp): measured")
     assert plan.by_name["model.layers.1.mlp.up_proj"].detail is None
     assert plan.by_name["model.layers.0.self_attn.q_proj"].reason == "skip"
-    assert "nf4: the skip **.mlp is taken back: measured" in plan_text(plan)
+    assert "nf4: skip taken back (**.mlp): measured" in plan_text(plan)
     traced = trace(model.by_name[decision.name], rules, model)
     text = trace_text(traced)
     assert "quantized with nf4 (base.yaml:3)" in text
     assert "  skip     **.mlp  (base.yaml:5, taken back at child.yaml:4)" in text
     (attempt,) = [each for each in traced.to_dict()["attempts"] if each["taken_back"]]
     assert (attempt["selects"], attempt["decides"]) == (False, False)
-    assert attempt["why"] == "the skip **.mlp is taken back: measured"
+    assert attempt["why"] == "skip taken back (**.mlp): measured"

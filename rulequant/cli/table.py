@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.text import Text
 from rulequant.cli import terminal
 from rulequant.plan import Plan
 from rulequant.report import verifytext
-from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows, heaviest, plan_summary
+from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows, heaviest, is_quantized, plan_summary
 from rulequant.verification import Verified
 
 __all__ = ["print_plan", "print_verified"]
@@ -19,6 +20,8 @@ __all__ = ["print_plan", "print_verified"]
 REASON = HEADINGS.index("scheme, or why not")
 LEAST_REASON = 12
 """Columns below which reasons are not squeezed."""
+SPARED = ("before", "parameters", "type")
+"""The columns that are left out of a narrow terminal, in this order."""
 
 
 def print_plan(plan: Plan, *, every: bool = False) -> None:
@@ -26,27 +29,49 @@ def print_plan(plan: Plan, *, every: bool = False) -> None:
     style = terminal.style_of(sys.stdout)
     console = Console(file=sys.stdout, no_color=not style.color, highlight=False)
     terminal.data("\n".join(plan_summary(plan, style)) + "\n")
-    console.print(_table(plan, every=every, width=console.width))
+    rows = decision_rows(plan.decisions, every=every)
+    shown = _columns(rows, console.width)
+    console.print(_table(plan, rows, shown, console.width))
+    if left_out := [each for each in HEADINGS if each not in shown]:
+        text = f"The terminal is too narrow for {' and '.join(left_out)}; a pipe or a file shows all columns."
+        terminal.data(f"\n{style.dim(text)}")
     left = heaviest(plan)
     if left:
         terminal.data("\n".join(["", style.bold("Heaviest unquantized"), *left]))
 
 
-def _table(plan: Plan, *, every: bool, width: int) -> Table:
-    rows = decision_rows(plan.decisions, every=every)
+def _columns(rows: Sequence[tuple[str, ...]], width: int) -> tuple[str, ...]:
+    """The columns for which there is room beside whole names; all of them where not even the names have it."""
+    shown: tuple[str, ...] = HEADINGS
+    for each in ("", *SPARED):
+        shown = tuple(heading for heading in shown if heading != each)
+        if _fits(rows, shown, width):
+            return shown
+    return HEADINGS
+
+
+def _fits(rows: Sequence[tuple[str, ...]], shown: Sequence[str], width: int) -> bool:
+    """Whether nothing but reasons has to be squeezed."""
+    natural = (
+        LEAST_REASON if index == REASON else max(len(cell) for cell in column) + 2
+        for index, column in enumerate(zip(HEADINGS, *rows, strict=True))
+        if HEADINGS[index] in shown
+    )
+    return sum(natural) <= width
+
+
+def _table(plan: Plan, rows: Sequence[tuple[str, ...]], shown: Sequence[str], width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    natural = [max(len(cell) for cell in column) + 2 for column in zip(HEADINGS, *rows, strict=True)]
-    # A name in two halves cannot be searched for or copied: the reasons give way first.
-    fits = sum(natural) - natural[REASON] + LEAST_REASON <= width
-    for index, heading in enumerate(HEADINGS):
-        numeric = index in NUMERIC
-        no_wrap = numeric or (fits and index != REASON)
+    fits = _fits(rows, shown, width)
+    for heading in shown:
+        numeric = HEADINGS.index(heading) in NUMERIC
+        # A name in two halves cannot be searched for or copied: the reasons give way first.
+        no_wrap = numeric or (fits and heading != HEADINGS[REASON])
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=no_wrap, overflow="fold")
     for row in rows:
-        quantized = row[REASON] in plan.schemes
-        cells = [Text(cell) for cell in row]  # as Text, so that brackets in names are no markup
-        cells[REASON].stylize("green" if quantized else "dim")
-        table.add_row(*cells)
+        cells = {heading: Text(cell) for heading, cell in zip(HEADINGS, row, strict=True)}  # brackets are no markup
+        cells[HEADINGS[REASON]].stylize("green" if is_quantized(row, plan) else "dim")
+        table.add_row(*(cells[heading] for heading in shown))
     return table
 
 

@@ -9,7 +9,7 @@ from rulequant.diagnostics import Diagnostic
 from rulequant.escaping import printable
 from rulequant.plan import Plan, TypeMass
 from rulequant.report.overview import in_order
-from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows
+from rulequant.report.plantext import HEADINGS, NUMERIC, decision_rows, is_quantized
 from rulequant.report.text import count, percent, size
 
 __all__ = ["GENERATOR", "plan_html"]
@@ -128,7 +128,7 @@ def _mass(mass: TypeMass, total: int) -> tuple[str, ...]:
 
 def _modules(plan: Plan) -> Iterable[str]:
     yield f"<h2>{_text(count(len(plan.decisions), 'module'))}, equal layers folded</h2>"
-    rows = [(row, "yes" if row[2] in plan.schemes else "no") for row in decision_rows(plan.decisions)]
+    rows = [(row, "yes" if is_quantized(row, plan) else "no") for row in decision_rows(plan.decisions)]
     yield from _table(HEADINGS, rows, NUMERIC)
 
 

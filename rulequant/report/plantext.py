@@ -6,10 +6,21 @@ from collections.abc import Iterable, Sequence
 
 from rulequant.escaping import printable
 from rulequant.plan import Decision, Plan, TypeMass
+from rulequant.removal import TAKEN_BACK
 from rulequant.report.folding import Fold, fold
 from rulequant.report.text import PLAIN, Style, columns, count, percent, size
 
-__all__ = ["HEADINGS", "NUMERIC", "decision_rows", "heaviest", "loaded", "plan_summary", "plan_text", "verdict"]
+__all__ = [
+    "HEADINGS",
+    "NUMERIC",
+    "decision_rows",
+    "heaviest",
+    "is_quantized",
+    "loaded",
+    "plan_summary",
+    "plan_text",
+    "verdict",
+]
 
 HEADINGS = ("module", "type", "scheme, or why not", "parameters", "before", "after")
 NUMERIC = frozenset({3, 4, 5})
@@ -101,14 +112,22 @@ def _row(folded: Fold[Decision]) -> tuple[str, ...]:
 
 
 def verdict(decision: Decision, limit: int = _DETAIL) -> str:
-    """The scheme, or why there is none, with the reason: `skip: the router decides (rules.yaml:7)`."""
+    """The scheme, or why there is none: `skip: the router decides (rules.yaml:7)`.
+
+    The reason of a rule is left to `why`: it would be the same on many lines.
+    """
     detail = (decision.detail or "").removeprefix("skip_modules: ")
     text = decision.scheme or str(decision.reason)
-    if decision.reason != "type" and detail:
+    if detail and (detail.startswith(TAKEN_BACK) if decision.scheme else decision.reason != "type"):
         text += f": {detail if len(detail) <= limit else detail[: limit - 1] + '…'}"
     if decision.scheme:
         return text
     return f"{text} ({decision.rule.file}:{decision.rule.line})" if decision.rule else text
+
+
+def is_quantized(row: Sequence[str], plan: Plan) -> bool:
+    """Whether a row of `decision_rows` is about modules that are quantized."""
+    return row[HEADINGS.index("scheme, or why not")].partition(":")[0] in plan.schemes
 
 
 def heaviest(plan: Plan, limit: int = HEAVIEST) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from inventories import llama, of, write
 
+from rulequant.cli import terminal
 from rulequant.cli.main import run
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.inventory_file import dump_inventory
@@ -80,6 +81,29 @@ def test_plan_all(capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert all(each.name in out for each in llama().owners)
     assert "×" not in out
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        pytest.param(200, "", id="wide"),
+        pytest.param(95, "before", id="narrower"),
+        pytest.param(80, "before and parameters", id="narrow"),
+        pytest.param(72, "type and parameters and before", id="narrowest"),
+        pytest.param(40, "", id="too-narrow-for-names"),
+    ],
+)
+def test_plan_on_a_terminal(width: int, left_out: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Whole names come before other columns, which are said to be missing; nothing is wider than the terminal."""
+    monkeypatch.setattr(terminal, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(["plan", "model.json"]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].partition("\n\nHeaviest")[0]
+    names = "model.layers.*.self_attn.q_proj ×2"
+    assert (names in table) is (width > 40)
+    said = table.partition("too narrow for ")[2].partition(";")[0].split(" and ")
+    assert set(said) == set(left_out.split(" and "))
+    assert all(len(line) <= width for line in table.partition("\n\nThe terminal")[0].splitlines())
 
 
 def test_plan_that_does_not_fit(capsys: Capture) -> None:
