@@ -44,6 +44,8 @@ def test_full_does_not_say_what_is_allowed_twice() -> None:
     """A remedy that is the list of what is allowed is left out."""
     same = Diagnostic("RQ103", "no", allowed=("a", "b"), remedy="allowed: a, b")
     assert full(same, Sources()) == "error[RQ103]: no\n = allowed: a, b"
+    longer = Diagnostic("RQ101", "no", allowed=("a", "b"), remedy="it belongs under `expect`; here: a, b")
+    assert full(longer, Sources()) == "error[RQ101]: no\n = help: it belongs under `expect`; here: a, b"
 
 
 def test_full_cuts_a_long_list() -> None:

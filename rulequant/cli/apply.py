@@ -88,7 +88,8 @@ def command(
     MODEL may also be `package.module:callable`, for a function that returns an nn.Module with its weights; then
     `rulequant.torch.load_quantized` loads OUT.
 
-    For the folder of a pipeline of diffusers, RULES names the rule file of each component under `components`.
+    RULES is a rule file or the name of a bundled one; absent, the bundled one for the model's type. For the folder of a
+    pipeline of diffusers it names the rule file of each component under `components`.
 
     MODEL is only read. A Hub id is downloaded into the Hub's cache first; interrupted and run again, the download goes
     on where it stopped. HF_TOKEN or `hf auth login` let it read what is private or gated.

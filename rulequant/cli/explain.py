@@ -19,7 +19,7 @@ EXAMPLES = (
 
 
 @click.command("explain", cls=Command, examples=EXAMPLES)
-@click.argument("codes", metavar="CODE...", nargs=-1)
+@click.argument("codes", metavar="[CODE]...", nargs=-1)
 def command(codes: tuple[str, ...]) -> None:
     """Explain a diagnostic code: what it means, why it matters, and an example put right.
 

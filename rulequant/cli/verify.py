@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option
 
 if TYPE_CHECKING:
+    from rulequant.diagnostics import Diagnostic
     from rulequant.verification import Verified
 
 __all__ = ["command"]
@@ -23,16 +26,18 @@ EXAMPLES = (
     "rulequant verify llama-nf4 --against ./llama --format json > errors.json",
 )
 TOP = 20
+OF_EACH = 5
+"""Findings of one code that are printed without --all."""
 
 
 @click.command("verify", cls=Command, examples=EXAMPLES)
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--against", metavar="MODEL", help="The checkpoint folder that OUT was made from: tell the error of each "
+@click.option("--against", metavar="MODEL", help="What OUT was made from, as apply takes it: tell the error of each "
               "quantized weight, worst first, and compare all others.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Compare sizes and headers, and hash nothing.")
 @click.option("--top", metavar="N", type=click.IntRange(min=1), default=TOP, show_default=True,
               help="Weights to show in the table, the worst ones.")  # fmt: skip
-@click.option("--all", "every", is_flag=True, help="Show all weights in the table.")
+@click.option("--all", "every", is_flag=True, help="Show all weights in the table, and all problems.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; the result only.")
 @format_option()
 @click.option("--trust-remote-code", is_flag=True, help="Run the code that the model brings. Read it first.")
@@ -85,7 +90,19 @@ def _print_checks(found: Verified, limit: int | None) -> None:
     if not (terminal.is_terminal(sys.stdout) and _rich_table(found, limit)):
         terminal.data(verify_text(found, limit=limit, style=style))
     if found.diagnostics:
-        terminal.data("\n" + findings(found.diagnostics, "full", style=style))
+        shown = found.diagnostics if limit is None else tuple(_first_of_each(found.diagnostics))
+        terminal.data("\n" + findings(shown, "full", style=style))
+        if left_out := len(found.diagnostics) - len(shown):
+            terminal.data("\n" + style.dim(f"{left_out:,} more like these; --all shows them"))
+
+
+def _first_of_each(diagnostics: Sequence[Diagnostic]) -> Iterator[Diagnostic]:
+    """No more than a few of each code: with the wrong original there is one for every weight."""
+    counted: Counter[str] = Counter()
+    for each in diagnostics:
+        counted[each.code] += 1
+        if counted[each.code] <= OF_EACH:
+            yield each
 
 
 def _rich_table(found: Verified, limit: int | None) -> bool:

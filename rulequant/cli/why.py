@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from rulequant.cli import terminal
 from rulequant.cli.command import Command, format_option, model_options
+from rulequant.errors import UsageError
+
+if TYPE_CHECKING:
+    from rulequant.inventory import Inventory
 
 __all__ = ["command"]
 
@@ -26,8 +31,8 @@ EXAMPLES = (
 def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: bool, revision: str | None) -> None:
     """Show each test of the predicate and each skip and rule tried for one module, and which decided.
 
-    MODULE is the name that `plan --all` shows, in a pipeline of diffusers with the component's name before it. Skips
-    and rules that miss by little are marked with `~`.
+    MODEL and RULES are as for plan. MODULE is the name that `plan --all` shows, in a pipeline of diffusers with the
+    component's name before it. Skips and rules that miss by little are marked with `~`.
     """
     from rulequant.cli.inputs import read_modules, read_rules
     from rulequant.inventory import Inventory
@@ -36,16 +41,18 @@ def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: boo
 
     if len(rest) > 2:
         raise click.UsageError(f"`{rest[2]}` is one argument too many: write MODEL [RULES] MODULE")
-    rules, module = (None, *rest) if len(rest) == 1 else rest
+    *before, module = rest
+    rules = before[0] if before else None
     found = read_modules(model, trust_remote_code=trust_remote_code, revision=revision)
     if not isinstance(found, Inventory):
         from rulequant.cli.pipelines import component_of
 
-        inventory, ruleset, local = component_of(found, rules, str(module))
+        inventory, ruleset, local = component_of(found, rules, module)
         info = find_module(local, inventory)
     else:
         inventory = found
-        info = find_module(str(module), inventory)
+        _check_is_no_rule_file(module, inventory)
+        info = find_module(module, inventory)
         ruleset, warnings = read_rules(rules, inventory)
         terminal.problems(warnings)
     style = terminal.style_of(sys.stdout)
@@ -55,3 +62,11 @@ def command(model: str, rest: tuple[str, ...], form: str, trust_remote_code: boo
     else:
         inside = contents(info, ruleset, inventory)
         terminal.data(json.dumps(inside.to_dict(), indent=1) if form == "json" else contents_text(inside, style))
+
+
+def _check_is_no_rule_file(name: str, inventory: Inventory) -> None:
+    """Say so where RULES were given and MODULE was not, or in the wrong order."""
+    from rulequant.bundled import bundled_path
+
+    if name not in inventory.by_name and (name.endswith((".yaml", ".yml")) or bundled_path(name)):
+        raise UsageError(f"`{name}` is a rule file, and MODULE comes last", remedy="write MODEL RULES MODULE")

@@ -90,9 +90,11 @@ def full(each: Diagnostic, sources: Sources, style: Style = PLAIN) -> str:
         lines = frame(each.location, sources.lines(each.location.file), paint=paint, style=style)
         indent = " " * (len(lines[0]) - len(lines[0].lstrip()) + 1)
         out += lines
-    if each.allowed:
+    everything = ", ".join(each.allowed)
+    is_list = each.remedy == f"allowed: {everything}"
+    if each.allowed and (is_list or not (each.remedy or "").endswith(everything)):
         out.append(f"{indent}{style.cyan('=')} {style.bold('allowed')}: {_listed(each.allowed)}")
-    if each.remedy and each.remedy != f"allowed: {', '.join(each.allowed)}":
+    if each.remedy and not is_list:
         out.append(f"{indent}{style.cyan('=')} {style.bold('help')}: {printable(each.remedy)}")
     return "\n".join(out)
 

@@ -127,7 +127,7 @@ def test_shards(checkpoint: Path) -> None:
         pytest.param(
             ["{model}", "-o", "out", "--workers", "2", "--memory", "20MB"],
             2,
-            "20.00 MB is too little for 2 workers, each of which takes at least 12.58 MB\n  give at least 25165824",
+            "20.00 MB is too little for 2 workers, each of which takes at least 12.58 MB\n  give at least 24MiB",
             id="memory",
         ),
         pytest.param(["{model}", "misfit.yaml", "-o", "out"], 1, "RQ401", id="rules that do not fit"),

@@ -232,6 +232,21 @@ def test_why(capsys: Capture) -> None:
     assert "quantized with nf4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["rules.yaml"], id="no module"),
+        pytest.param(["llama"], id="no module, a bundled name"),
+        pytest.param([O_PROJ, "rules.yaml"], id="wrong order"),
+    ],
+)
+def test_why_of_a_rule_file(arguments: list[str], capsys: Capture) -> None:
+    """RULES where MODULE should be is told as what it is."""
+    assert run(["why", "model.json", *arguments]) == 2
+    message = f"error: `{arguments[-1]}` is a rule file, and MODULE comes last\n  write MODEL RULES MODULE\n"
+    assert capsys.readouterr().err == message
+
+
 def test_why_as_json(capsys: Capture) -> None:
     """The trace, or the contents of a container."""
     assert run(["why", "model.json", "rules.yaml", O_PROJ, "--format", "json"]) == 0

@@ -98,6 +98,19 @@ def test_findings(capsys: Capture) -> None:
     assert [each["code"] for each in json.loads(capsys.readouterr().out)["diagnostics"]] == ["RQ530", "RQ532"]
 
 
+def test_many_findings(capsys: Capture) -> None:
+    """A few of each code are printed, and the rest with --all; all are counted."""
+    for number in range(8):
+        Path(f"out/{number}.txt").write_text("")
+    Path("out/generation_config.json").unlink()
+    assert run(["verify", "out", "-q"]) == 1
+    out = capsys.readouterr().out
+    assert (out.count("error[RQ532]"), out.count("error[RQ531]")) == (5, 1)
+    assert out.endswith("\n3 more like these; --all shows them\n\n9 problems found\n")
+    assert run(["verify", "out", "-q", "--all"]) == 1
+    assert capsys.readouterr().out.count("error[RQ532]") == 8
+
+
 def test_quick_hashes_nothing(capsys: Capture) -> None:
     """And says so."""
     path = Path("out/model.safetensors")

@@ -67,7 +67,7 @@ def memory_of_each(memory: int | None, workers: int) -> int:
         raise UsageError(
             f"a memory of {size_text(memory)} is too little for {_counted(workers)}, "
             f"each of which takes at least {size_text(SMALLEST_MEMORY)}",
-            remedy=f"give at least {SMALLEST_MEMORY * workers} bytes"
+            remedy=f"give at least {SMALLEST_MEMORY * workers / 2**20:g}MiB"
             + (f", or {_counted(fitting)}" if fitting else ""),
         )
     return memory // workers

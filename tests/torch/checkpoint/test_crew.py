@@ -306,7 +306,7 @@ def test_memory_is_shared_out() -> None:
         UsageError, match=r"20\.00 MB is too little for 2 workers, each .* at least 12\.58 MB"
     ) as raised:
         memory_of_each(20_000_000, 2)
-    assert raised.value.remedy == f"give at least {2 * SMALLEST_MEMORY} bytes, or 1 worker"
+    assert raised.value.remedy == "give at least 24MiB, or 1 worker"
     with pytest.raises(UsageError, match="too little for 1 worker"):
         memory_of_each(1_000_000, 1)
 
