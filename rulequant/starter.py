@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rulequant.checks import HEAVY
-from rulequant.diagnostics import DiagnosticsError, has_errors
+from rulequant.diagnostics import DiagnosticsError, Severity, has_errors
 from rulequant.escaping import printable
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.known_types import known_types
@@ -18,7 +18,8 @@ from rulequant.planner import make_plan, tied_modules
 from rulequant.report.folding import fold
 from rulequant.report.rulestext import scalar
 from rulequant.report.text import columns, count, percent, size
-from rulequant.ruleset import RuleSet
+from rulequant.ruleset import OriginSkip, RuleSet
+from rulequant.selection import select
 from rulequant.tasks import CONNECTORS, TOWERS, task_of
 
 __all__ = ["starter_text"]
@@ -36,6 +37,8 @@ class _Base:
     rules: RuleSet
     plan: Plan
     is_family: bool
+    misfit: str | None = None
+    """Why it is not the family's file, where there is one."""
 
 
 def starter_text(inventory: Inventory) -> str:
@@ -46,6 +49,7 @@ def starter_text(inventory: Inventory) -> str:
         _types(inventory, base),
         _outputs(inventory),
         _skips(inventory, base),
+        _inherited_skips(inventory, base),
         _schemes(base),
     ]
     text = _joined(parts)
@@ -70,14 +74,17 @@ def _loaded(text: str) -> RuleSet:
 def _base(inventory: Inventory) -> _Base:
     """The family's file where it fits the model, else the default for its task."""
     family = find(inventory.model_type) if inventory.model_type else None
+    misfit = None
     if family:
         rules = load_rules(family)
         plan = make_plan(rules, inventory)
         if not has_errors(plan.diagnostics):
             return _Base(family, rules, plan, is_family=True)
+        first = next(each for each in plan.diagnostics if each.severity is Severity.ERROR)
+        misfit = f"{family}, the bundled file of the family, does not fit: {first.message}"
     task = task_of(inventory)
     rules = load_rules(task)
-    return _Base(task, rules, make_plan(rules, inventory), is_family=False)
+    return _Base(task, rules, make_plan(rules, inventory), is_family=False, misfit=misfit)
 
 
 def _head(inventory: Inventory, base: _Base) -> list[str]:
@@ -89,6 +96,7 @@ def _head(inventory: Inventory, base: _Base) -> list[str]:
         "# `rulequant explain CODE` what a finding means.",
         "version: 1",
         f"name: {scalar(f'{kind}-quantized')}",
+        *([f"# {printable(base.misfit)}"] if base.misfit else []),
         f"extends: {base.name}  # `rulequant show {base.name}` prints it; what stands here comes on top",
     ]
     if inventory.model_type and not base.is_family:
@@ -193,6 +201,16 @@ def _skips(inventory: Inventory, base: _Base) -> list[str]:
     for name in towers:
         lines += [f"  # - modules: {scalar(name)}", "  #   reason: say why"]
     return lines
+
+
+def _inherited_skips(inventory: Inventory, base: _Base) -> list[str]:
+    """The skips that the file comes with, of those that select something here."""
+    uses = (each for each in select(base.rules, inventory).uses if isinstance(each.entry, OriginSkip))
+    texts = dict.fromkeys(each.glob.text for each in uses if each.owners)
+    if not texts:
+        return []
+    listed = ", ".join(scalar(each) for each in texts)
+    return [f"# What {base.name} skips is taken back by its patterns:", f"# remove_skips: [{listed}]"]
 
 
 def _patterns(inventory: Inventory, base: _Base, leaves: frozenset[str]) -> Iterator[str]:

@@ -48,7 +48,14 @@ def _custom() -> Inventory:
     return of(own, odd, linear("other", 64, 64), model="custom")
 
 
+def _encoder() -> Inventory:
+    """A BERT with a pooler, which the bundled file skips."""
+    layers = [linear(f"encoder.layer.{index}.fc", 64, 64, layer=LayerIndex(index, 2)) for index in range(2)]
+    return of(*layers, linear("pooler.dense", 8, 8), model="bert", model_type="bert", architecture="BertModel")
+
+
 MODELS = {
+    "encoder": _encoder(),
     "llama": llama(),
     "tied": llama(tied=True),
     "unknown type": replace(llama(), model_type="llama99"),
@@ -94,7 +101,7 @@ def test_plans_without_errors(inventory: Inventory) -> None:
 def test_every_proposal_is_a_rule_file(inventory: Inventory) -> None:
     """The commented entries are right too: without their `#` the file still loads."""
     lines = starter_text(inventory).splitlines()
-    keys = ("quantizable_types:", "output_embeddings:", "skip_modules:", "rules:", "  - ", "    ")
+    keys = ("quantizable_types:", "output_embeddings:", "skip_modules:", "remove_skips:", "rules:", "  - ", "    ")
     body = [line.replace("# ", "", 1) if line.lstrip().startswith("# ") and line.lstrip()[2:].startswith(keys) else line
             for line in lines if not line.startswith("#   ") or line[2:].startswith(("  - ", "    "))]  # fmt: skip
     text = "\n".join(line for line in body if not _is_table(line))
@@ -113,6 +120,21 @@ def test_extends_the_family() -> None:
     text = starter_text(llama())
     assert "\nextends: llama" in text
     assert "\nmodels:" not in text
+
+
+def test_names_inherited_skips() -> None:
+    """Those that select something can be taken back by their patterns."""
+    text = starter_text(_encoder())
+    assert '\n# What bert skips is taken back by its patterns:\n# remove_skips: ["**.pooler"]\n' in text
+    assert "remove_skips" not in starter_text(llama())
+
+
+def test_says_why_it_is_not_the_family_s_file() -> None:
+    """A family's file whose floor the model misses is not extended, and the reason is given."""
+    odd = of(norm("norm"), linear("fc", 8, 8, kind="other", type="Odd"), model="odd", model_type="llama")
+    text = starter_text(odd)
+    assert "\n# llama, the bundled file of the family, does not fit: 0.00% of the parameters outside " in text
+    assert "\nmodels: [llama]" in text
 
 
 def test_extends_the_base() -> None:
