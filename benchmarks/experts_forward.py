@@ -3,7 +3,8 @@
 Run with `python benchmarks/experts_forward.py`; `--help` lists the options. All variants hold the same weights in
 bfloat16 and run transformers' eager forward on the same tokens and routing. Rounds take turns, and the best of each
 counts: on a busy machine look at the ratios. `replace_parameter_4bit` of bitsandbytes dequantizes the fused tensor as a
-whole for each forward pass, rulequant the experts that the tokens are routed to.
+whole for each forward pass, rulequant the experts that the tokens are routed to. The last ratios are those of
+dequantizing these experts and nothing else: what is left is the product, and the steps of the class itself.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "nf4 double": {"method": "bnb_4bit", "double_quant": True},
     "int8": {"method": "bnb_int8"},
 }
+ALONE = ("nf4", "int8")
+"""The schemes of which dequantizing alone is measured too."""
 PARAMETERS = ("gate_up_proj", "down_proj")
 
 
@@ -110,6 +113,13 @@ def batch(layer: Layer, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return states, chosen.indices, chosen.values.softmax(-1).to(torch.bfloat16)
 
 
+def dequantize(module: nn.Module, experts: list[int]) -> None:
+    """Dequantize some experts of a quantized layer, one after the other."""
+    for expert in experts:
+        for name in PARAMETERS:
+            getattr(module, name)[expert]
+
+
 def best_seconds(functions: list[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[float]:
     """The shortest time of each function; they take turns."""
     best = [float("inf")] * len(functions)
@@ -129,10 +139,11 @@ def lines(layer: Layer, tokens_of: Iterable[int], rounds: int, clock: Callable[[
         arguments = batch(layer, tokens)
         reference = plain(*arguments)
         errors = [float((each(*arguments) - reference).norm() / reference.norm()) for each in variants[1:]]
-        times = best_seconds([partial(each, *arguments) for each in variants], rounds, clock)
+        hit = arguments[1].unique().tolist()
+        alone = [partial(dequantize, variants[1 + list(SCHEMES).index(each)], hit) for each in ALONE]
+        times = best_seconds([*(partial(each, *arguments) for each in variants), *alone], rounds, clock)
         ratios = "".join(f"{each / times[0]:12.2f}" for each in times[1:])
-        hit = len(arguments[1].unique())
-        yield f"{tokens:6} {hit:5} {times[0] * 1e3:9.2f} ms{ratios}   {' '.join(f'{each:.3f}' for each in errors)}"
+        yield f"{tokens:6} {len(hit):5} {times[0] * 1e3:9.2f} ms{ratios}   {' '.join(f'{each:.3f}' for each in errors)}"
 
 
 def machine() -> str:
@@ -170,7 +181,7 @@ def main() -> None:
         if options.only.lower() not in layer.name.lower():
             continue
         print(f"\n{layer.name}, {layer.hit} for each token, best of {options.rounds}")
-        names = "".join(f"{each:>12}" for each in (*SCHEMES, "bnb whole"))
+        names = "".join(f"{each:>12}" for each in (*SCHEMES, "bnb whole", *(f"{each} alone" for each in ALONE)))
         print(f"tokens   hit   eager bf16{names}   errors")
         with torch.no_grad():
             for each in lines(layer, options.tokens, options.rounds, clock):

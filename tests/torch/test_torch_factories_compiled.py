@@ -11,6 +11,7 @@ import torch
 
 from rulequant.torch.factories import compiled
 from rulequant.torch.factories.compiled import compiled_kernel
+from rulequant.torch.kernels import quant_map
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -42,6 +43,20 @@ def test_it_gives_the_bits_of_the_operation(quant_type: str, dtype: torch.dtype,
     expected = decode(packed.unsqueeze(1), absmax, blocksize, quant_type, (37, blocksize), dtype)
     assert memory[3:-2].equal(expected.view(-1))
     assert memory[[0, 1, 2, -2, -1]].unique().tolist() == [-7]
+
+
+@pytest.mark.parametrize("blocksize", [2048, 4096])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_it_decodes_the_largest_blocks(quant_type: str, dtype: torch.dtype, blocksize: int) -> None:
+    """For which the operation does not use it: a block a row they are right too."""
+    kernel = compiled_kernel(quant_type, dtype)
+    assert kernel is not None
+    packed, absmax = _encoded(9, blocksize)
+    out = torch.empty(9 * blocksize, dtype=dtype)
+    kernel(packed, absmax, out, blocksize)
+    codes = quant_map(quant_type)[torch.stack((packed >> 4, packed & 15), 1).view(-1).long()]
+    assert out.equal((codes.view(9, -1) * absmax[:, None]).to(dtype).view(-1))
 
 
 @pytest.mark.parametrize(

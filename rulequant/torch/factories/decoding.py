@@ -20,9 +20,11 @@ _VALUES_AT_A_TIME = 1 << 18
 _LENT = 1 << 20
 """Bytes from which the memory for what is used once is lent."""
 _INT8_AT_A_TIME = 1 << 17
-"""Values of which the float32 steps between stay in the cache."""
+"""Values for each thread of which the float32 steps between stay in the cache."""
+_MOST_THREADS = 8
+"""Threads with which these steps grow, since all of them wait for each other after each."""
 _COMPILED_BLOCKSIZE = 2048
-"""From here on bitsandbytes (0.50) leaves its CPU kernel for `torch.compile`, where the CPU has AVX-512."""
+"""From here on bitsandbytes' operation (0.50) leaves its CPU kernel for `torch.compile`, where the CPU has AVX-512."""
 
 
 def dequantize(packed: Tensor, state: functional.QuantState) -> Tensor:
@@ -55,7 +57,7 @@ def dequantize_blocks(
 
 
 def _fill(out: Tensor, packed: Tensor, absmax: Tensor, state: functional.QuantState) -> None:
-    kernel = compiled_kernel(state.quant_type, out.dtype) if state.blocksize < _COMPILED_BLOCKSIZE else None
+    kernel = compiled_kernel(state.quant_type, out.dtype)
     if kernel is not None:
         kernel(packed, absmax, out, state.blocksize)
         return
@@ -97,7 +99,7 @@ def dequantize_int8(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tenso
     if values.device.type != "cpu":
         return (values.float() * factors).to(dtype)
     rows, columns = values.shape
-    step = max(1, _INT8_AT_A_TIME // max(1, columns))
+    step = max(1, _INT8_AT_A_TIME * min(torch.get_num_threads(), _MOST_THREADS) // max(1, columns))
     out, wide = lent((rows, columns), dtype), torch.empty((min(step, rows), columns), dtype=torch.float32)
     for start in range(0, rows, step):
         part = wide[: min(step, rows - start)].copy_(values[start : start + step])
