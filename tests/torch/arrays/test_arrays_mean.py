@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,6 +55,25 @@ def test_every_number_of_threads(threads: int) -> None:
     for length in (*edges, *generator.integers(1 << 12, 1 << 18, 30), *generator.integers(1 << 18, 1 << 21, 6)):
         values = absmax(int(length), threads)
         assert mean_absmax(values, threads=threads) == expected(values, threads), length
+
+
+@by_its_own
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_older_processors_add_in_the_same_order(capability: str) -> None:
+    """torch's code for them; that for this one is tested above."""
+    code = """
+import numpy as np, torch
+from rulequant.torch.arrays import mean_absmax
+print(torch.backends.cpu.get_cpu_capability().lower())
+for length in (*range(1, 200), 5003, 32767, 32768, 99_999, 400_000, 1_300_001):
+    values = np.random.default_rng(length).random(length, np.float32) + np.float32(0.5)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        assert mean_absmax(values, threads=threads) == torch.from_numpy(values).mean().item(), (length, threads)
+"""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, capability), result.stderr
 
 
 @pytest.mark.parametrize("like_torch", [pytest.param(True, marks=by_its_own), False], ids=["own", "torch"])
