@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from rulequant.diagnostics import Diagnostic, Location, closest, did_you_mean
 from rulequant.edits import convert_value, rename_key, respell_value, to_braces
 from rulequant.globtext import MULTI_DIGIT_CLASS
-from rulequant.remedies import GIVE_VALUE, PATTERN_LISTS, key_remedy, keys_of, share_remedy, type_remedy
+from rulequant.remedies import GIVE_VALUE, PATTERN_LISTS, key_remedy, keys_of, meant_by, share_remedy, type_remedy
 from rulequant.rulefile import Expect, RemoveSkips, Rule, RuleFile, SkipModules
 from rulequant.schemes import scheme_class
 from rulequant.source import MAX_PROBLEMS, DataPath, Document
@@ -77,7 +77,7 @@ def _is_explained(error: ErrorDetails, document: Document) -> bool:
     if path[:1] in PATTERN_LISTS and len(present) == 1 and present[0] not in known:
         return True  # `- lm_head: a reason`
     unknown = [each for each in present if each not in known][:_MANY_KEYS]
-    return bool(known) and any(closest(each, known)[:1] == [key] for each in unknown)
+    return bool(known) and any(key in {meant_by(each, known), *closest(each, known)[:1]} for each in unknown)
 
 
 def _parent(error: ErrorDetails, document: Document) -> DataPath:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from rulequant.schemes import BUILTIN
 from rulequant.source import DataPath
 from rulequant.sourcetext import shorten
 
-__all__ = ["GIVE_VALUE", "PATTERN_LISTS", "key_remedy", "keys_of", "share_remedy", "type_remedy"]
+__all__ = ["GIVE_VALUE", "PATTERN_LISTS", "key_remedy", "keys_of", "meant_by", "share_remedy", "type_remedy"]
 
 GIVE_VALUE = "remove the key, or give it a value"
 
@@ -23,6 +24,25 @@ _WORDS = {
 }
 PATTERN_LISTS = {("skip_modules",), ("remove_skips",)}
 """Lists whose entries may be a pattern alone."""
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("skip", "skips", "exclude", "ignore", "keep", "modules_to_not_convert"), ("skip_modules", "except")
+    ),
+    **dict.fromkeys(("unskip", "unskip_modules", "remove"), ("remove_skips",)),
+    **dict.fromkeys(("pattern", "patterns", "match", "include", "target", "targets"), ("modules",)),
+    **dict.fromkeys(("base", "parent", "inherit", "inherits"), ("extends",)),
+    **dict.fromkeys(("why", "comment", "note"), ("reason",)),
+    "bnb_4bit_quant_type": ("quant_type",),
+    "bnb_4bit_use_double_quant": ("double_quant",),
+    "bnb_4bit_compute_dtype": ("compute_dtype",),
+    "bnb_4bit_quant_storage": ("quant_storage",),
+    "llm_int8_skip_modules": ("skip_modules",),
+    "llm_int8_threshold": ("threshold",),
+    "block_size": ("blocksize",),
+    "group_size": ("blocksize",),
+}
+"""What others call the keys: bitsandbytes' config, quantization configs of other libraries, tools with rule files."""
+_LOAD_IN = {"load_in_4bit": ("nf4", "{method: bnb_4bit}"), "load_in_8bit": ("int8", "{method: bnb_int8}")}
 _HOMES: tuple[tuple[type[BaseModel], str], ...] = (
     (RuleFile, "at the top level of the file"),
     (Rule, "in an entry of `rules`"),
@@ -38,19 +58,38 @@ def keys_of(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def meant_by(key: str, allowed: Sequence[str]) -> str | None:
+    """The allowed key that another program calls so."""
+    return next((each for each in _SYNONYMS.get(key, ()) if each in allowed), None)
+
+
 def key_remedy(key: str, path: DataPath, value: Any, allowed: list[str]) -> str:
     """For a key that the mapping at a path does not have: which one was meant, where it belongs, or what there is."""
-    near = did_you_mean(key, allowed)
+    meant = meant_by(key, allowed)
+    near = f"did you mean `{meant}`?" if meant else did_you_mean(key, allowed)
     if near:
         return near
-    homes = [where for model, where in _HOMES if key in keys_of(model)]
-    if homes:
-        return f"it belongs {' or '.join(homes)}; here: {', '.join(allowed)}" if allowed else f"it belongs {homes[0]}"
+    if key in _LOAD_IN:
+        name, scheme = _LOAD_IN[key]
+        return f"a scheme says the method: `schemes: {{{name}: {scheme}}}` and `scheme: {name}`"
+    home = _home(key, allowed)
+    if home:
+        return home
     if path[:1] in PATTERN_LISTS and value is None:
         return f"for a pattern, remove the colon: `- {quote(shorten(key))}`"
     if path[:1] in PATTERN_LISTS and isinstance(value, str):
         return f"for a pattern with a reason: `{{modules: {quote(shorten(key))}, reason: {shorten(value)}}}`"
     return f"allowed keys: {', '.join(allowed)}"
+
+
+def _home(key: str, allowed: list[str]) -> str | None:
+    """Where a key belongs that stands in the wrong place, maybe under a name of other programs."""
+    name = next(iter(_SYNONYMS.get(key, ())), key)
+    homes = [where for model, where in _HOMES if name in keys_of(model)]
+    if not homes:
+        return None
+    what = "it belongs" if name == key else f"it is `{name}` here, and belongs"
+    return f"{what} {' or '.join(homes)}; here: {', '.join(allowed)}" if allowed else f"{what} {homes[0]}"
 
 
 def share_remedy(given: Any) -> str:
@@ -155,4 +194,6 @@ def _mapping_remedy(given: Any, path: DataPath, raw: str | None) -> str:
 def _scheme_like(given: Any) -> str:
     if isinstance(given, str) and given in BUILTIN:
         return f"{{method: {given}}}"
+    if given in ("int8", "8bit", 8):
+        return "{method: bnb_int8}"
     return f"{{method: bnb_4bit, quant_type: {given}}}" if given in ("nf4", "fp4") else "{method: bnb_4bit}"

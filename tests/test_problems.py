@@ -27,6 +27,38 @@ CASES: dict[str, tuple[str, str]] = {
             "expect, components"
         ),
     ),
+    # Keys as other programs call them.
+    "skip-list-of-transformers": (
+        HEAD + "llm_int8_skip_modules: [lm_head]\n",
+        "2:1: RQ101 error: unknown key `llm_int8_skip_modules`; did you mean `skip_modules`?",
+    ),
+    "short-for-skips": (HEAD + "skip: [a]\n", "2:1: RQ101 error: unknown key `skip`; did you mean `skip_modules`?"),
+    "exclude-in-a-rule": (
+        HEAD + "rules:\n- {modules: a, scheme: x, exclude: b}\n",
+        "3:27: RQ101 error: unknown key `exclude` in `rules[1]`; did you mean `except`?",
+    ),
+    "pattern-for-modules": (
+        HEAD + "rules:\n- {pattern: a, scheme: x}\n",
+        "3:4: RQ101 error: unknown key `pattern` in `rules[1]`; did you mean `modules`?",
+    ),
+    "load-in-4bit": (
+        HEAD + "load_in_4bit: true\n",
+        (
+            "2:1: RQ101 error: unknown key `load_in_4bit`; "
+            "a scheme says the method: `schemes: {nf4: {method: bnb_4bit}}` and `scheme: nf4`"
+        ),
+    ),
+    "setting-at-the-top": (
+        HEAD + "expect: {bnb_4bit_quant_type: nf4}\n",
+        (
+            "2:10: RQ101 error: unknown key `bnb_4bit_quant_type` in `expect`; it is `quant_type` here, and belongs "
+            "in a scheme of the method bnb_4bit; here: min_quantized, min_quantized_layers"
+        ),
+    ),
+    "method-for-a-scheme": (
+        HEAD + "schemes: {a: int8}\n",
+        '2:14: RQ104 error: `schemes.a` must be a mapping, not "int8"; name the method: `{method: bnb_int8}`',
+    ),
     "unknown-key-in-a-skip": (
         HEAD + 'skip_modules:\n  - modules: "**.gate"\n    excpt: "**.mlp.gate"\n',
         "4:5: RQ101 error: unknown key `excpt` in `skip_modules[1]`; did you mean `except`?",

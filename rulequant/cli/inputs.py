@@ -225,9 +225,13 @@ def bundled_for(inventory: Inventory) -> Choice:
         UsageError: the model has no type to choose by.
     """
     from rulequant.library import choose
+    from rulequant.tasks import task_of
 
     if inventory.model_type is None:
-        raise UsageError(f"{inventory.model} has no model_type to choose rules by", remedy="name a rule file: RULES")
+        raise UsageError(
+            f"{inventory.model} has no model_type to choose rules by",
+            remedy=f"give RULES: a rule file, which `rulequant init MODEL -o rules.yaml` starts, or `{task_of(inventory)}`",
+        )
     choice = choose(inventory)
     if choice.default:
         _note_default(inventory, choice.default)

@@ -189,7 +189,9 @@ def test_no_type(capsys: Capture) -> None:
     """A model without a type needs RULES."""
     _save(llama(model_type=None))
     assert run(["plan", "model.json"]) == 2
-    assert "has no model_type to choose rules by" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "has no model_type to choose rules by\n  give RULES: a rule file, which `rulequant init" in err
+    assert err.endswith("or `causal_lm`\n")
 
 
 def test_names_are_escaped(capsys: Capture) -> None:
