@@ -228,7 +228,8 @@ def bundled_for(inventory: Inventory) -> Choice:
     from rulequant.tasks import task_of
 
     if inventory.model_type is None:
-        remedy = f"give RULES: a rule file, which `rulequant init MODEL -o rules.yaml` starts, or `{task_of(inventory)}`"
+        task = task_of(inventory)
+        remedy = f"give RULES: a rule file, which `rulequant init MODEL -o rules.yaml` starts, or `{task}`"
         raise UsageError(f"{inventory.model} has no model_type to choose rules by", remedy=remedy)
     choice = choose(inventory)
     if choice.default:
