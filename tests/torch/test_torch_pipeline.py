@@ -167,7 +167,7 @@ def test_why(saved: Path, capsys: Capture) -> None:
         (["plan", "PIPELINE", "typo.yaml"], 1, "RQ544"),
         (["plan", "PIPELINE", "scheduler.yaml"], 1, "the component `scheduler` is no model: it has no config.json"),
         (["apply", "PIPELINE", "typo.yaml", "-o", "out"], 1, "did you mean `transformer`"),
-        (["apply", "PIPELINE", "two_methods.yaml", "-o", "out", "--container", "bitsandbytes"], 1, "RQ5"),
+        (["apply", "PIPELINE", "two_methods.yaml", "-o", "out", "--container", "bitsandbytes"], 1, "RQ542"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )

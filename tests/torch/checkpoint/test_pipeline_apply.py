@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,23 @@ def test_a_task_of_a_cluster(saved: Path, folder: Path, undisturbed: dict[str, b
     place, result = answer
     assert result.name.startswith("transformer/")
     assert (place / result.name).read_bytes() == undisturbed[result.name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'rulequant[ray]'")
+def test_on_a_cluster(saved: Path, undisturbed: dict[str, bytes]) -> None:
+    """The tasks of a cluster write the same, into the folders of the components."""
+    command = ["apply", str(saved), "flux.yaml", "-o", "out", "--max-shard-size", f"{SHARD_BYTES // 1000}KB", "--quiet"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONWARNINGS"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "rulequant", *command, "--executor", "ray"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(Path("out")) == undisturbed
 
 
 def test_the_manifest_knows_all(saved: Path) -> None:
