@@ -24,11 +24,10 @@ from children import in_child
 from diffusion_models import RULES, save_pipeline
 from safetensors.torch import load_file, save_file
 
-import rulequant.torch
 from rulequant.cli.main import run
-from rulequant.errors import CheckpointError, UsageError
+from rulequant.errors import CheckpointError
 from rulequant.loader import load_rules
-from rulequant.plan_file import load_plan, read_plan
+from rulequant.plan_file import read_plan
 from rulequant.torch.checkpoint import cluster
 from rulequant.torch.checkpoint import crew as crew_module
 from rulequant.torch.checkpoint.apply import apply_pipeline
@@ -285,56 +284,6 @@ def test_the_manifest_knows_all(saved: Path) -> None:
     assert {"rulequant", "torch", "diffusers", "transformers"} <= manifest.versions.keys()
     plan, _ = read_plan(Path("out/rulequant-plan.json"))
     assert manifest.plan_sha256 == plan.to_dict()["plan_sha256"]
-
-
-def test_a_saved_plan(saved: Path, capsys: Capture, folder: Path) -> None:
-    """`apply --plan` makes the same weights without the rules, and the card says how."""
-    assert run(["plan", str(saved), "flux.yaml", "-o", "plan.json"]) == 0
-    assert run(["apply", str(saved), "flux.yaml", "-o", "by-rules", "-q"]) == 0
-    for each in ("flux.yaml", "transformer.yaml"):
-        Path(each).unlink()
-    assert run(["apply", str(saved), "--plan", "plan.json", "-o", "out", "-q"]) == 0
-    by_rules, by_plan = contents(Path("by-rules")), contents(Path("out"))
-    assert {name: by_plan.get(name) for name in by_rules if name.endswith((".safetensors", "config.json"))} == {
-        name: data for name, data in by_rules.items() if name.endswith((".safetensors", "config.json"))
-    }
-    assert "rulequant-rules.yaml" not in by_plan
-    assert b"rulequant apply SOURCE --plan rulequant-plan.json -o OUTPUT" in by_plan["README.md"]
-    again = rulequant.torch.apply_checkpoint(saved, read_plan(Path("out/rulequant-plan.json"))[0], "again")
-    assert again.sha256 == json.loads(by_plan["rulequant-plan.json"])["plan_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pipeline": "StableDiffusionPipeline"}, "is a FluxPipeline, not a StableDiffusionPipeline"),
-        ({"plan_sha256": "0" * 64}, "its components do not hash to plan_sha256"),
-        ({"copied": {"vae": -1}}, "copied.vae"),
-        ({"components": {}}, "its components do not hash to plan_sha256"),
-    ],
-    ids=["another pipeline", "edited", "invalid", "nothing"],
-)
-def test_a_plan_that_is_not_taken(saved: Path, capsys: Capture, change: dict[str, Any], message: str) -> None:
-    """The first thing that is wrong with it is named."""
-    assert run(["plan", str(saved), "flux.yaml", "-o", "plan.json"]) == 0
-    Path("plan.json").write_text(json.dumps(json.loads(Path("plan.json").read_text()) | change))
-    assert run(["apply", str(saved), "--plan", "plan.json", "-o", "out"]) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("out").exists()
-
-
-def test_plans_are_not_mixed_up(saved: Path, capsys: Capture) -> None:
-    """The plan of one model is none for a pipeline, and the other way round."""
-    assert run(["plan", str(saved), "flux.yaml", "-o", "whole.json"]) == 0
-    assert run(["plan", str(saved / "transformer"), "transformer.yaml", "-o", "part.json"]) == 0
-    assert run(["apply", str(saved), "--plan", "part.json", "-o", "out"]) == 2
-    assert "is a pipeline, and the plan is for one model" in capsys.readouterr().err
-    assert run(["apply", str(saved / "transformer"), "--plan", "whole.json", "-o", "out"]) == 2
-    assert "the plan is for a pipeline, and " in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"whole\.json is the plan of a pipeline, of several models"):
-        load_plan(Path("whole.json"))
-    with pytest.raises(UsageError, match="is one model, and the plan is for a pipeline"):
-        rulequant.torch.apply_checkpoint(saved / "transformer", read_plan(Path("whole.json"))[0], "out")
 
 
 def test_the_command_line(saved: Path, capsys: Capture) -> None:
