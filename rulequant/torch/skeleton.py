@@ -222,7 +222,10 @@ def _exists(path: Path) -> bool:
 
 def _looks_like_path(model: str) -> bool:
     """Whether it can be nothing on the Hub, where `org/name/component` is the longest name."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 2 or model.endswith((".json", ".safetensors"))
+    if model.startswith((".", "/", "~")) or model.endswith((".json", ".safetensors")):
+        return True
+    parts = model.split("/")
+    return len(parts) > 3 or (len(parts) == 3 and not parts[2].isidentifier())
 
 
 def _no_such_folder(model: str) -> ModelError:

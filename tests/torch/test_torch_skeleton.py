@@ -208,7 +208,9 @@ def test_a_composite_without_architectures(tmp_path: Path) -> None:
     [
         ("./modle", r"\./modle: no such folder\n  did you mean `model`"),
         ("./nothing-like-it", r"no such folder\n  give a folder that holds config.json"),
-        ("no/such/parent", r"no/such/parent: no such folder\n  no/such does not exist either"),
+        ("no/such/parent", r"no/such/parent: no such folder\n  no/such does not exist either\n  nor is it a component"),
+        ("no/such/..", r"no/such/\.\.: no such folder\n  no/such does not exist either$"),
+        ("a/b/c/d", r"a/b/c/d: no such folder\n  a/b/c does not exist either$"),
         ("model/config.json", r"model/config.json is a file, not a checkpoint folder\n  give the folder"),
         ("empty", r"empty holds no config.json\n  give the folder of a transformers checkpoint"),
         ("pipeline", r"pipeline is a pipeline of several models\n  give one of its component folders"),
@@ -220,7 +222,20 @@ def test_a_composite_without_architectures(tmp_path: Path) -> None:
         ("x" * 5000, r"x is no folder here, and cannot be the id of a model on the Hub"),
         (":", r": is no folder here, and cannot be the id of a model on the Hub"),
     ],
-    ids=["typo", "missing", "parent", "file", "no-config", "pipeline", "bare-typo", "hub-offline", "long", "colon"],
+    ids=[
+        "typo",
+        "missing",
+        "parent",
+        "upwards",
+        "deep",
+        "file",
+        "no-config",
+        "pipeline",
+        "bare-typo",
+        "hub-offline",
+        "long",
+        "colon",
+    ],
 )
 def test_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str) -> None:
     """What is wrong, and what may have been meant; nothing is asked of the network."""
