@@ -1,10 +1,11 @@
 """Which modules have their `.weight` read by their parent's code, which a quantized layer cannot serve.
 
 Mamba's mixer computes with `self.dt_proj.weight`, `nn.MultiheadAttention` hands `self.out_proj.weight` to a kernel:
-after a swap that is a packed byte tensor. The reads are found in the source of the parent's class, also where a local
-variable stands for the layer. A read under an `if` that is false for the module as it is configured (Bloom's
-`slow_but_exact`), that asks for training, or that knows of packed weights itself (`!= torch.uint8`, or RWKV's
-`hasattr(weight, "quant_state")`) does no harm and does not count.
+after a swap that is a packed byte tensor. Swin v2 casts a table to the dtype of the first of `self.….parameters()`, and
+it becomes one of bytes. The reads are found in the source of the parent's class, also where a local variable stands
+for the layer. A read under an `if` that is false for the module as it is configured (Bloom's `slow_but_exact`), that
+asks for training, or that knows of packed weights itself (`!= torch.uint8`, or RWKV's `hasattr(weight, "quant_state")`)
+does no harm and does not count.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }  # fmt: skip
 _UNKNOWN = object()
+_FIRST = "next(parameters())"
+"""The end of a path to whatever holds the first parameter there."""
 
 
 class _Read(NamedTuple):
@@ -62,9 +65,21 @@ def weight_reads(module: nn.Module) -> dict[str, str]:
         source = _source(owner)
         for read in source.reads:
             if read.method not in overridden and all(_may_hold(guard, module) for guard in read.guards):
-                found.setdefault(read.path, f"{owner.__name__}.{read.method}")
+                found.setdefault(_resolved(read.path, module), f"{owner.__name__}.{read.method}")
         overridden |= vars(owner).keys() - source.extends
     return found
+
+
+def _resolved(path: str, module: nn.Module) -> str:
+    """A path that asks for the first parameter below a module, with the place of that parameter."""
+    path, asked, _ = path.partition(f".{_FIRST}")
+    if not asked:
+        return path
+    try:
+        first = next(module.get_submodule(path).named_parameters(), None)
+    except AttributeError:  # not there as the module is configured
+        first = None
+    return f"{path}.{first[0]}".rpartition(".")[0] if first else path
 
 
 @cache
@@ -102,8 +117,16 @@ def _reads(node: ast.AST, guards: tuple[ast.expr, ...], names: Names) -> Iterato
         return
     if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load):
         yield from ((path, guards) for path in paths(node.value, names))
+    yield from ((path, guards) for path in _first_parameters(node, names))
     for child in ast.iter_child_nodes(node):
         yield from _reads(child, guards, names)
+
+
+def _first_parameters(node: ast.AST, names: Names) -> Iterator[str]:
+    """The paths for `next(self.a.parameters())`; of a module's own parameters nobody knows which is the first."""
+    match node:
+        case ast.Call(func=ast.Name("next"), args=[ast.Call(func=ast.Attribute(value, "parameters")), *_]):
+            yield from (f"{path}.{_FIRST}" for path in paths(value, names))
 
 
 def _knows_packed_weights(test: ast.expr) -> bool:

@@ -213,6 +213,30 @@ def test_rwkv_rescales_packed_weights() -> None:
     assert weight_reads(RwkvModel(RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2))) == {}
 
 
+class AsksTheFirst(nn.Module):
+    """Takes the dtype and the device of whatever parameter comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.ReLU(), nn.Linear(2, 8), nn.Linear(8, 2))
+        self.normed = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2))
+        self.placed = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(next(self.mlp.parameters()).dtype).to(next(self.normed.parameters()).dtype)
+        x = x.to(next(iter(self.absent.parameters())).dtype) if x.numel() > 9 else x.to(next(self.absent.parameters()))
+        return x.to(next(self.placed.parameters()).device).to(next(self.parameters()).dtype)
+
+
+def test_first_parameter_is_read() -> None:
+    """`next(self.mlp.parameters())` is the weight of the first layer that has one, and no other; Swin v2 asks so."""
+    assert weight_reads(AsksTheFirst()) == {
+        "mlp.1": "AsksTheFirst.forward",
+        "normed.0": "AsksTheFirst.forward",
+        "absent": "AsksTheFirst.forward",  # there is no such module as it is configured
+    }
+
+
 class Base(nn.Module):
     """Reads in `forward`, and in a helper."""
 
