@@ -34,6 +34,17 @@ _HOOKS = (
 )
 
 
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+class _Place(NamedTuple):
+    """Where a module is held."""
+
+    holder: Any
+    """A dictionary or a list."""
+    key: Any
+
+
 def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None] | None = None) -> None:
     """Replace every module that the plan quantizes, under all of its names; the rest of the model is not touched.
 
@@ -192,7 +203,7 @@ def _naming(name: str) -> Iterator[None]:
         raise NotFiniteError(f"`{name}`: {error.message}", remedy=error.remedy) from error
 
 
-def _put(module: nn.Module, layer: nn.Module, places: dict[int, list[tuple[nn.Module, str]]]) -> None:
+def _put(module: nn.Module, layer: nn.Module, places: dict[int, list[_Place]]) -> None:
     """Put a layer wherever the module was, with what is attached to it."""
     for attribute in _HOOKS:
         # The same dictionary, so that the handles that users hold still remove their hooks.
@@ -207,20 +218,25 @@ def _put(module: nn.Module, layer: nn.Module, places: dict[int, list[tuple[nn.Mo
         from accelerate.hooks import add_hook_to_module
 
         add_hook_to_module(layer, hook)
-    for parent, attribute in places[id(module)]:
-        parent._modules[attribute] = layer
+    for place in places[id(module)]:
+        place.holder[place.key] = layer
 
 
-def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Every (parent, attribute) under which each module is registered."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent, attribute, child in _registrations(model):
-        places.setdefault(id(child), []).append((parent, attribute))
+def _places(model: nn.Module) -> dict[int, list[_Place]]:
+    """Every place where each module is held."""
+    places: dict[int, list[_Place]] = {}
+    for parent in model.modules():
+        for place in _held_by(parent):
+            places.setdefault(id(place.holder[place.key]), []).append(place)
     return places
 
 
-def _registrations(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for attribute, child in parent._modules.items():
-            if child is not None:
-                yield parent, attribute, child
+def _held_by(parent: nn.Module) -> Iterator[_Place]:
+    """Where a module holds others: as children, and in lists and dictionaries of its own.
+
+    Mask2Former goes through a list of the layers that it has registered one by one.
+    """
+    own = [each for name, each in vars(parent).items() if name not in _OF_EVERY_MODULE]
+    for holder in (parent._modules, *(each for each in own if isinstance(each, list | dict))):
+        pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        yield from (_Place(holder, key) for key, child in pairs if isinstance(child, nn.Module))

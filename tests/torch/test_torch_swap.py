@@ -68,6 +68,36 @@ def test_the_structure_stays(rules: dict[str, Any], layer_class: type[nn.Module]
     assert after["block"] is before["block"]
 
 
+class Listed(nn.Module):
+    """Calls its layers through a list and a dictionary that torch does not know of, as Mask2Former does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [nn.Linear(64, 64), nn.ReLU()]
+        for number, each in enumerate(self.steps):
+            self.add_module(str(number), each)
+        self.last = nn.Linear(64, 32)
+        self.__dict__["by_name"] = {"last": self.last}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in self.steps:
+            x = each(x)
+        return self.by_name["last"](x)
+
+
+@METHODS
+def test_layers_in_plain_lists_are_replaced(rules: dict[str, Any], layer_class: type[nn.Module]) -> None:
+    """What a model really calls is the quantized layer, and not the one that it was registered as before."""
+    model = Listed().eval()
+    inputs = torch.randn(2, 64)
+    before = model(inputs)
+    rulequant.torch.apply(model, rules)
+    assert isinstance(model.get_submodule("0"), layer_class)
+    assert model.steps[0] is model.get_submodule("0")
+    assert model.by_name["last"] is model.last
+    assert not torch.equal(model(inputs), before)
+
+
 @METHODS
 def test_ties_stay(rules: dict[str, Any], layer_class: type[nn.Module]) -> None:
     """A tied head is still the input embedding's parameter, and what was quantized is not tied to anything."""
