@@ -121,7 +121,7 @@ def absmax_of(state: functional.QuantState, blocks: slice | Tensor) -> Tensor:
     codes, scales = state.absmax[first * nested.blocksize : blocks.stop], nested.absmax[first:last]
     decode = torch.ops.bitsandbytes.dequantize_blockwise.default
     values = decode(codes, scales, nested.code, nested.blocksize, torch.float32)
-    return cast(Tensor, values[blocks.start - first * nested.blocksize :] + state.offset)
+    return cast(Tensor, values[blocks.start - first * nested.blocksize :].add_(state.offset))
 
 
 def dequantize_rows(packed: Tensor, state: functional.QuantState, rows: Tensor) -> Tensor:
