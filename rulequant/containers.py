@@ -14,10 +14,18 @@ from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.unfused import LAYOUT, expert_count, expert_linear
 from rulequant.vllm import vllm_notes
 
-__all__ = ["ContainerName", "container_problem", "in_container", "used_schemes"]
+__all__ = [
+    "COMPONENT_REMEDY",
+    "ContainerName",
+    "component_obstacle",
+    "container_problem",
+    "in_container",
+    "used_schemes",
+]
 
 ContainerName = Literal["auto", "bitsandbytes", "rulequant"]
 _REMEDY = "let the container be `rulequant`, or change the rules"
+COMPONENT_REMEDY = "let the container be `auto`, or change the rules: one kind of layers in each component"
 _AROUND = "for use on a CPU: let the container be `rulequant`, choose int8 for them, or skip them with a reason"
 _CODES = frozenset(
     {
@@ -32,6 +40,8 @@ _CODES = frozenset(
         "RQ504",
         "RQ505",
         "RQ541",
+        "RQ542",
+        "RQ546",
         "RQ551",
         "RQ552",
     }
@@ -53,7 +63,8 @@ def in_container(
     if inventory.called:
         return replace(plan, container="rulequant", diagnostics=(*others, *_called(inventory, wanted)))
     if "diffusers" in inventory.versions:  # whose own code tells, when a plan is applied, what it can load
-        return replace(plan, container=None, diagnostics=(*others, *_cautions(plan, inventory)))
+        found = (*_cautions(plan, inventory), *_of_component(plan, inventory, wanted))
+        return replace(plan, container=None, diagnostics=(*others, *found))
     if inventory.model_type is None or not any(plan.quantized):
         return replace(plan, container=None, diagnostics=others)
     obstacles = [*_obstacles(plan, inventory), *problems]
@@ -69,6 +80,40 @@ def _called(inventory: Inventory, wanted: ContainerName) -> Iterator[Diagnostic]
     if wanted == "bitsandbytes":
         message = f"{inventory.model} is no checkpoint folder, and transformers loads no other"
         yield Diagnostic("RQ541", message, remedy="let the container be `auto`")
+
+
+def _of_component(plan: Plan, inventory: Inventory, wanted: ContainerName) -> Iterator[Diagnostic]:
+    """What a component of diffusers cannot have, and what its loader takes an import for."""
+    other = next((each for each in plan.quantized if inventory.by_name[each.name].kind != "linear"), None)
+    if other:
+        message = f"with diffusers only `Linear` may be quantized, and `{other.name}` is a {other.type}"
+        yield Diagnostic("RQ542", message, remedy=f"take {other.type} out of `quantizable_types`")
+    obstacle = component_obstacle(plan)
+    if obstacle and wanted == "bitsandbytes":
+        yield Diagnostic("RQ542", obstacle, remedy=COMPONENT_REMEDY)
+    elif obstacle:
+        message = f"diffusers loads the output after `import rulequant.torch.diffusers` alone: {obstacle}"
+        yield Diagnostic("RQ546", message, severity=Severity.NOTE)
+
+
+def component_obstacle(plan: Plan) -> str | None:
+    """What the own loader of diffusers cannot express."""
+    used = used_schemes(plan)
+    for name, scheme in used.items():
+        if not isinstance(scheme, Bnb4bit | BnbInt8):
+            return f"diffusers does not know the method `{scheme.method}` (`{name}` on {_module_with(plan, name)})"
+        if getattr(scheme, "quant_storage", "uint8") != "uint8":
+            return f"diffusers loads 4-bit weights with `quant_storage: uint8` only (`{name}`)"
+    for setting in ("method", "compute_dtype", "threshold"):
+        values = {getattr(scheme, setting, None): name for name, scheme in used.items()}
+        if len(values) > 1:
+            listed = ", ".join(f"{value} on {_module_with(plan, name)}" for value, name in values.items())
+            return f"all layers of a component share one `{setting}` in diffusers: {listed}"
+    return None
+
+
+def _module_with(plan: Plan, scheme: str) -> str:
+    return next(each.name for each in plan.quantized if each.scheme == scheme)
 
 
 def container_problem(code: str, message: str) -> Diagnostic:

@@ -155,6 +155,14 @@ CODES: tuple[Code, ...] = (
         why="Such files are copied as they are, so the output was made from another pipeline, or the original has "
         "changed since.",
     ),
+    note(
+        "RQ546",
+        "diffusers loads it after an import",
+        what="The rules ask for what the own loader of diffusers does not know, such as 4-bit beside int8 in one "
+        "component. The output gets the container `rulequant`.",
+        why="Who loads it has to `import rulequant.torch.diffusers` first; without that diffusers refuses it. "
+        "`--container bitsandbytes` makes an error of it.",
+    ),
     error(
         "RQ551",
         "transformers' bitsandbytes loader has no layer for it",

@@ -91,8 +91,8 @@ def apply_checkpoint(
     """Quantize a checkpoint into a new folder, and return the plan that was carried out.
 
     `source` is a folder, the id of a model on the Hub, or `package.module:callable`, whose model is quantized from
-    memory and loaded again by `load_quantized`. Of a pipeline of diffusers, for which `rules` name components, all
-    components come back as one plan, with their names before those of the modules.
+    memory and loaded again by `load_quantized`. Of a pipeline of diffusers, for which `rules` name components or are
+    its saved plan, all components come back as one plan, with their names before those of the modules.
 
     A Hub id is downloaded into the Hub's cache first, `revision` of it, with `token` where it is given and else with
     HF_TOKEN or what `hf auth login` stored; interrupted, the download goes on where it stopped when it is run again.

@@ -137,6 +137,25 @@ def test_it_may_be_asked_for(transformer: Path) -> None:
     assert same(load("out"), expected)
 
 
+def test_the_plan_says_so(transformer: Path, capsys: Capture) -> None:
+    """A note where an import will be needed; an error where plain bitsandbytes is asked for."""
+    Path("rules.yaml").write_text(json.dumps(MIXED))
+    assert run(["plan", str(transformer), "rules.yaml"]) == 0
+    text = capsys.readouterr().out
+    assert "note[RQ546]: diffusers loads the output after `import rulequant.torch.diffusers` alone: all layers" in text
+    assert run(["plan", str(transformer), "rules.yaml", "--container", "bitsandbytes"]) == 1
+    assert "error[RQ542]: all layers of a component share one `method`" in capsys.readouterr().out
+
+
+def test_packed_as_floats(transformer: Path) -> None:
+    """4-bit weights whose bytes are held as bfloat16, among them patterns that are no numbers, come as they were."""
+    rules = RULES | {"schemes": {"nf4": {"method": "bnb_4bit", "quant_storage": "bfloat16"}}}
+    assert rulequant.torch.apply_checkpoint(transformer, rules, "out").container == "rulequant"
+    expected = load(transformer)
+    rulequant.torch.apply(expected, rules)
+    assert same(load("out"), expected)
+
+
 def test_other_classes_are_refused(tmp_path: Path) -> None:
     """diffusers' loader asks only the layers that it knows for what lies beside a weight."""
     diffusers.UNet1DModel(

@@ -128,7 +128,8 @@ class _Component(_Folder):
 
     def container(self, plan: Plan, wanted: ContainerName, inventory: Inventory) -> Container:
         """Plain `bitsandbytes` wherever diffusers' own quantizer can express the plan, otherwise `rulequant`."""
-        return component_container(self.skeleton, plan, wanted, inventory)
+        del inventory
+        return component_container(self.skeleton, plan, wanted)
 
     def keys(self, reader: CheckpointReader) -> KeyMap:
         """Names are those of the model: diffusers renames nothing that it saved itself."""
