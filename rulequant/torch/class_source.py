@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["class_definition", "self_path", "working_methods"]
 
-_NOT_FORWARD = ("init", "reset_parameters", "tie_weights", "fuse_projections")
+_NOT_FORWARD = ("init", "reset_parameters", "tie_weights", "fuse_projections", "resize")
 """Parts of the names of methods that set a model up and never see a quantized layer, or that only a user calls."""
 
 

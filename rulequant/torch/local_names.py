@@ -18,10 +18,10 @@ _ROUNDS = 3
 _ITSELF = ""
 
 
-def local_names(method: ast.FunctionDef) -> Names:
-    """The variables of a method that may be parts of `self`."""
+def local_names(method: ast.FunctionDef, given: Names | None = None) -> Names:
+    """The variables of a method that may be parts of `self`, and those that stand for something `given`."""
     bindings = [each for node in ast.walk(method) for each in _bindings(node)]
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, frozenset[str]] = dict(given or {})
     for _ in range(_ROUNDS):
         before = dict(found)
         for name, value, suffix in bindings:

@@ -3,37 +3,30 @@
 Mamba's mixer computes with `self.dt_proj.weight`, `nn.MultiheadAttention` hands `self.out_proj.weight` to a kernel:
 after a swap that is a packed byte tensor. Swin v2 casts a table to the dtype of the first of `self.….parameters()`, and
 it becomes one of bytes. The reads are found in the source of the parent's class, also where a local variable stands
-for the layer. A read under an `if` that is false for the module as it is configured (Bloom's `slow_but_exact`), that
-asks for training, or that knows of packed weights itself (`!= torch.uint8`, or RWKV's `hasattr(weight, "quant_state")`)
-does no harm and does not count.
+for the layer, or where the layer is handed on: DeBERTa's `self.lm_head(hidden, self.embeddings)`.
 """
 
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from rulequant.torch.class_source import class_definition, working_methods
+from rulequant.torch.guards import Guards, guarded, may_hold
 from rulequant.torch.local_names import Names, local_names, paths
 
 __all__ = ["weight_reads"]
 
-_HARMLESS = frozenset({"device", "is_cuda", "requires_grad"})
-"""What may be asked of a packed weight and still be right."""
-_PACKED = frozenset({"SCB", "quant_state"})
-"""What the weights of bitsandbytes' layers have."""
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Is: operator.is_, ast.IsNot: operator.is_not,
-}  # fmt: skip
-_UNKNOWN = object()
 _FIRST = "next(parameters())"
 """The end of a path to whatever holds the first parameter there."""
+_HANDED = "(handed)"
+"""What a parameter stands for in whose place a module was handed; no path looks like it."""
+_DEEPEST = 4
+"""Through how many calls a module is followed."""
 
 
 class _Read(NamedTuple):
@@ -41,13 +34,24 @@ class _Read(NamedTuple):
 
     path: str
     method: str
-    guards: tuple[ast.expr, ...]
+    guards: Guards
+
+
+class _Handed(NamedTuple):
+    """`self.<path>` is the argument at a place of a call of `self.<callee>`, in `<method>` where all guards hold."""
+
+    path: str
+    callee: str
+    place: int | str
+    method: str
+    guards: Guards
 
 
 class _Source(NamedTuple):
     """What the source of one class says."""
 
     reads: tuple[_Read, ...] = ()
+    handed: tuple[_Handed, ...] = ()
     extends: frozenset[str] = frozenset()
     """The methods that call `super()`, and so run the inherited method too."""
 
@@ -64,8 +68,14 @@ def weight_reads(module: nn.Module) -> dict[str, str]:
             break
         source = _source(owner)
         for read in source.reads:
-            if read.method not in overridden and all(_may_hold(guard, module) for guard in read.guards):
+            if read.method not in overridden and may_hold(read.guards, module):
                 found.setdefault(_resolved(read.path, module), f"{owner.__name__}.{read.method}")
+        for call in source.handed:
+            is_module = call.path.partition(".")[0] in module._modules
+            if is_module and call.method not in overridden and may_hold(call.guards, module):
+                reader = _reader(module, call.callee, call.place, _DEEPEST)
+                if reader:
+                    found.setdefault(call.path, reader)
         overridden |= vars(owner).keys() - source.extends
     return found
 
@@ -85,13 +95,16 @@ def _resolved(path: str, module: nn.Module) -> str:
 @cache
 def _source(owner: type) -> _Source:
     node = class_definition(owner)
-    return _Source(tuple(_class_reads(node)), frozenset(_extending(node))) if node else _Source()
-
-
-def _class_reads(node: ast.ClassDef) -> Iterator[_Read]:
+    if node is None:
+        return _Source()
+    reads, handed = [], []
     for method in working_methods(node):
-        for path, guards in _reads(method, (), local_names(method)):
-            yield _Read(path, method.name, guards)
+        names = local_names(method)
+        reads += [_Read(path, method.name, guards) for path, guards in _reads(method, names)]
+        handed += [
+            _Handed(path, callee, place, method.name, guards) for path, callee, place, guards in _handed(method, names)
+        ]
+    return _Source(tuple(reads), tuple(handed), frozenset(_extending(node)))
 
 
 def _extending(node: ast.ClassDef) -> Iterator[str]:
@@ -100,26 +113,12 @@ def _extending(node: ast.ClassDef) -> Iterator[str]:
             yield method.name
 
 
-def _reads(node: ast.AST, guards: tuple[ast.expr, ...], names: Names) -> Iterator[tuple[str, tuple[ast.expr, ...]]]:
-    """The reads below a node, each with the conditions under which it is reached."""
-    if isinstance(node, ast.If | ast.IfExp):
-        if _knows_packed_weights(node.test):
-            return
-        body = node.body if isinstance(node.body, list) else [node.body]
-        orelse = node.orelse if isinstance(node.orelse, list) else [node.orelse]
-        yield from _reads(node.test, guards, names)
-        for each in body:
-            yield from _reads(each, (*guards, node.test), names)
-        for each in orelse:
-            yield from _reads(each, (*guards, ast.UnaryOp(ast.Not(), node.test)), names)
-        return
-    if isinstance(node, ast.Attribute) and node.attr in _HARMLESS:
-        return
-    if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load):
-        yield from ((path, guards) for path in paths(node.value, names))
-    yield from ((path, guards) for path in _first_parameters(node, names))
-    for child in ast.iter_child_nodes(node):
-        yield from _reads(child, guards, names)
+def _reads(method: ast.FunctionDef, names: Names) -> Iterator[tuple[str, Guards]]:
+    """The paths of which the weight is read."""
+    for node, guards in guarded(method):
+        if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load):
+            yield from ((path, guards) for path in paths(node.value, names))
+        yield from ((path, guards) for path in _first_parameters(node, names))
 
 
 def _first_parameters(node: ast.AST, names: Names) -> Iterator[str]:
@@ -129,69 +128,59 @@ def _first_parameters(node: ast.AST, names: Names) -> Iterator[str]:
             yield from (f"{path}.{_FIRST}" for path in paths(value, names))
 
 
-def _knows_packed_weights(test: ast.expr) -> bool:
-    """Whether a condition asks if a weight is uint8, or is one of bitsandbytes; an input may be uint8, too."""
-    return any(_asks_for_packed(each) for each in ast.walk(test))
+def _handed(method: ast.FunctionDef, names: Names) -> Iterator[tuple[str, str, int | str, Guards]]:
+    """(path, path of what is called, place of the argument, guards) of all arguments that are parts of `self`."""
+    for node, guards in guarded(method):
+        if isinstance(node, ast.Call):
+            arguments: list[tuple[int | str, ast.expr]] = [*enumerate(node.args)]
+            arguments += [(each.arg, each.value) for each in node.keywords if each.arg]
+            for callee in paths(node.func, names):
+                yield from ((path, callee, place, guards) for place, each in arguments for path in paths(each, names))
 
 
-def _asks_for_packed(node: ast.AST) -> bool:
-    match node:
-        case ast.Compare():
-            return {"weight", "uint8"} <= _attributes(node)
-        case ast.Call(func=ast.Name("hasattr"), args=[ast.Attribute(attr="weight"), ast.Constant(value=name)]):
-            return name in _PACKED
-        case _:
-            return False
+def _reader(module: nn.Module, callee: str, place: int | str, deepest: int) -> str | None:
+    """The method, as "Class.method", that reads the weight of what is handed to a call; None where none does."""
+    target, name = _called(module, callee)
+    kind: Any = type(target)
+    found = _definition(kind, name)
+    if found is None or target is None or deepest == 0:
+        return None
+    owner, method = found
+    parameter = _parameter(method, place)
+    if parameter is None:
+        return None
+    names = local_names(method, {parameter: frozenset({_HANDED})})
+    if any(path == _HANDED and may_hold(guards, target) for path, guards in _reads(method, names)):
+        return f"{owner}.{name}"
+    further = (each for each in _handed(method, names) if each[0] == _HANDED and may_hold(each[3], target))
+    readers = (_reader(target, inner, at, deepest - 1) for _, inner, at, _ in further)
+    return next((each for each in readers if each), None)
 
 
-def _attributes(node: ast.expr) -> set[str]:
-    return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+def _called(module: nn.Module, callee: str) -> tuple[nn.Module | None, str]:
+    """The module and the name of the method that `self.<callee>(...)` runs."""
+    target: Any = module
+    for part in callee.split("."):
+        children = target._modules
+        target = next(iter(children.values()), None) if part == "*" else children.get(part)
+        if target is None:
+            return (module, callee) if hasattr(type(module), callee) else (None, callee)
+    return target, "forward"
 
 
-def _may_hold(guard: ast.expr, module: nn.Module) -> bool:
-    """Whether a condition can be true for this module; yes where it depends on more than its settings."""
-    value = _evaluate(guard, module)
-    return value is _UNKNOWN or bool(value)
+@cache
+def _definition(kind: Any, name: str) -> tuple[str, ast.FunctionDef] | None:
+    """The class that defines a method, and the definition."""
+    owner = next((each for each in kind.__mro__ if name in vars(each)), None)
+    node = class_definition(owner) if owner not in (None, nn.Module) else None
+    methods = (each for each in node.body if isinstance(each, ast.FunctionDef)) if node else iter(())
+    found = next((each for each in methods if each.name == name), None)
+    return (owner.__name__, found) if owner and found else None
 
 
-def _evaluate(node: ast.expr, module: nn.Module) -> Any:
-    """The value of an expression of settings (`self.name`, numbers, comparisons), or `_UNKNOWN`."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Attribute():
-            return _setting(next(paths(node, {}), None), module)
-        case ast.UnaryOp(op=ast.Not()):
-            value = _evaluate(node.operand, module)
-            return value if value is _UNKNOWN else not value
-        case ast.BoolOp():
-            return _combine(node, module)
-        case ast.Compare(ops=[comparison]) if type(comparison) in _COMPARISONS:
-            return _compare(comparison, _evaluate(node.left, module), _evaluate(node.comparators[0], module))
-        case _:
-            return _UNKNOWN
-
-
-def _compare(comparison: ast.cmpop, left: Any, right: Any) -> Any:
-    if left is _UNKNOWN or right is _UNKNOWN:
-        return _UNKNOWN
-    try:
-        return _COMPARISONS[type(comparison)](left, right)
-    except TypeError:  # a setting that may be None, and is asked elsewhere whether it is
-        return _UNKNOWN
-
-
-def _combine(node: ast.BoolOp, module: nn.Module) -> Any:
-    values = [_evaluate(each, module) for each in node.values]
-    deciding = isinstance(node.op, ast.Or)
-    if any(each is not _UNKNOWN and bool(each) is deciding for each in values):
-        return deciding
-    return _UNKNOWN if _UNKNOWN in values else not deciding
-
-
-def _setting(path: str | None, module: nn.Module) -> Any:
-    """A plain value held by the module; whatever else may change between now and the forward pass."""
-    if path == "training":  # a quantized layer is frozen: fused training kernels are not its use
-        return False
-    value: Any = vars(module).get(path, _UNKNOWN) if path else _UNKNOWN
-    return value if value is None or isinstance(value, bool | int | float | str) else _UNKNOWN
+def _parameter(method: ast.FunctionDef, place: int | str) -> str | None:
+    """The parameter that an argument is for."""
+    if isinstance(place, str):
+        return place
+    listed = method.args.args[1:]  # without self
+    return listed[place].arg if place < len(listed) else None

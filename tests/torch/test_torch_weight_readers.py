@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_models import SMALL, close, rules_with, small, small_inputs
 from torch import Tensor, nn
-from transformers import RwkvConfig, RwkvModel
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM, RwkvConfig, RwkvModel
 
 import rulequant.torch
 from rulequant.torch.weight_readers import weight_reads
@@ -206,6 +206,107 @@ def test_local_variables_are_followed() -> None:
     """A variable is what it was assigned, or any of that; a call of it reads nothing, and neither does a question."""
     found = read_by(Aliases())
     assert found == {"plain", "inner.0", "walrus", "first", "either", "other", "pairs.*", "numbered.*", "stack.*"}
+
+
+class Reads(nn.Module):
+    """Reads the weight of what it is handed, at the second place or by name, unless it is told not to."""
+
+    def __init__(self, *, switch: bool = True) -> None:
+        super().__init__()
+        self.switch = switch
+
+    def forward(self, x: Tensor, layer: nn.Module, *, other: nn.Module | None = None) -> Tensor:
+        if self.switch:
+            x = x @ layer.weight
+        return x if other is None else x @ other.weight
+
+
+class Passes(nn.Module):
+    """Passes on what it is handed, and calls the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Reads()
+
+    def forward(self, x: Tensor, layer: nn.Module, called: nn.Module) -> Tensor:
+        handed = layer
+        return called(self.inner(x, handed))
+
+
+class Hands(nn.Module):
+    """Hands layers of its own to its children and to its methods."""
+
+    def __init__(self, *, switch: bool = True) -> None:
+        super().__init__()
+        for name in ("placed", "named", "passed", "called", "own", "switched", "unknown", "starred"):
+            setattr(self, name, nn.Linear(2, 2))
+        self.reads, self.maybe, self.passes = Reads(), Reads(switch=switch), Passes()
+        self.many = nn.ModuleList([Reads()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.reads(x, self.placed, other=self.named)
+        x = self.maybe(x, self.switched)
+        x = self.passes(x, self.passed, self.called)
+        x = sum(each(x, self.starred) for each in self.many)
+        return self.multiply(self.elsewhere(x, self.unknown), self.own)
+
+    def resize_token_embeddings(self) -> Any:
+        return self.multiply(torch.ones(2), self.called)
+
+    def multiply(self, x: Tensor, layer: nn.Module) -> Tensor:
+        return x @ layer.weight
+
+    def elsewhere(self, *things: Any) -> Tensor:
+        return things[0]
+
+
+def test_handed_modules_are_followed() -> None:
+    """Into the forward of a child and into a method, by place and by name, through calls; where a setting forbids the
+    read, or nobody knows the parameter, it does not count."""
+    module = Hands()
+    assert weight_reads(module) == {
+        "placed": "Reads.forward",
+        "named": "Reads.forward",
+        "passed": "Reads.forward",
+        "switched": "Reads.forward",
+        "starred": "Reads.forward",
+        "own": "Hands.multiply",
+    }
+    assert "switched" not in weight_reads(Hands(switch=False))
+
+
+def test_endless_handing_ends() -> None:
+    """A method that hands a module to itself is followed only so far."""
+
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.turn(x, self.layer)
+
+        def turn(self, x: Tensor, layer: nn.Module) -> Tensor:
+            return self.turn(x, layer)
+
+    assert weight_reads(Endless()) == {}
+
+
+def test_deberta_hands_its_embeddings_to_its_head() -> None:
+    """Listed in quantizable_types, they stay: the head multiplies by their weight."""
+    config = DebertaV2Config(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64, legacy=False
+    )
+    model = DebertaV2ForMaskedLM(config).eval()
+    rules = rules_with(quantizable_types=["Linear", "Embedding"], output_embeddings="quantize")
+    plan = rulequant.torch.apply(model, rules)
+    found = plan.by_name["deberta.embeddings.word_embeddings"]
+    assert (found.reason, found.detail) == (
+        "weight_read_directly",
+        "DebertaV2LMPredictionHead.forward reads its weight directly",
+    )
+    assert plan.by_name["deberta.embeddings.position_embeddings"].quantize
+    assert model(input_ids=torch.arange(8).reshape(1, 8)).logits.isfinite().all()
 
 
 def test_rwkv_rescales_packed_weights() -> None:

@@ -21,7 +21,7 @@ import rulequant.torch
 from rulequant.errors import CheckpointError, ModelError, UsageError
 from rulequant.torch.checkpoint.manifest import load_manifest
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.verify import folder, spans
+from rulequant.torch.checkpoint.verify import records, spans
 from rulequant.torch.experts import ExpertWeights
 from rulequant.torch.factories import factory_for
 from rulequant.torch.plain import plain_layer
@@ -255,7 +255,7 @@ def test_an_original_that_cannot_be_one(
 ) -> None:
     """That is a mistake of the call, and told before anything is hashed."""
     save_tiny("opt", tmp_path / "opt")
-    monkeypatch.setattr(folder, "check_files", None)
+    monkeypatch.setattr(records, "check_files", None)
     with pytest.raises(error, match=message):
         verify(made / "out", Path(model.format(made=made, tmp=tmp_path)))
 
