@@ -10,7 +10,7 @@ After each: the output is absent or complete, a rerun gives the bytes of an undi
 process is left, and hashes, times and modes of the input are what they were. Any other finding is printed and makes the
 exit code 1.
 
-The checkpoint is a tiny llama of six shards. Each run is a process of its own, forked from one that has imported
+The checkpoint is a tiny llama of a few shards. Each run is a process of its own, forked from one that has imported
 everything, with the processes that it starts; their head is forked as well, save with `--cold`, where it is started as
 always, and imports torch.
 """

@@ -40,6 +40,8 @@ def kills(place: Place, number: int, dice: random.Random, findings: Findings, *,
             chain = 0
             continue
         done, chain = done + 1, chain + 1
+        if done % 50 == 0:
+            print(f"{done} kills after {time.monotonic() - began:.0f} s", flush=True)
         check(place, f"kill {done} of {victim}", findings)
         seen[victim, moment(place)] += 1
         if place.output.exists() or chain == _LONGEST_CHAIN or dice.random() < 0.5:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["SHARD_SIZES", "STAGING", "Findings", "Place", "check", "clear", "hashes", "moment", "prepare"]
 
-SHARD_SIZES = ("60KB", "90KB")
+SHARD_SIZES = ("40KB", "60KB")
 """The second is for a run that must not be mistaken for one of the first."""
 STAGING = ".out.rulequant-staging"
 _RULES = """
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch, transformers
 transformers.logging.disable_progress_bar()
 config = transformers.LlamaConfig(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=256, max_position_embeddings=64,
 )
 torch.manual_seed(0)

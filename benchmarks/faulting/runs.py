@@ -18,7 +18,7 @@ from rulequant.torch.checkpoint import crew, head, shardfile
 
 __all__ = ["BUSY", "PATIENCE", "Run", "children", "configure", "is_over", "kill", "rerun", "start", "stopped"]
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which a run counts as hanging."""
 BUSY = "another rulequant apply is writing"
 _STOP = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP); "

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from faulting.place import Findings, Place, check
+from faulting.place import SHARD_SIZES, Findings, Place, check
 from faulting.runs import is_over, rerun, start
 from rulequant.torch.checkpoint import staging
 
@@ -46,7 +46,7 @@ def space(place: Place, findings: Findings, *, workers: int, steps: int) -> None
 
 
 def _undisturbed(place: Place) -> Path:
-    return next(place.plan.parent.glob("undisturbed-60KB"))
+    return place.plan.parent / f"undisturbed-{SHARD_SIZES[0]}"
 
 
 def _limits(output: Path) -> list[int]:
