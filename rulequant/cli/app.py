@@ -46,7 +46,13 @@ def _debug(_context: click.Context, _parameter: click.Parameter, value: bool) ->
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version and exit."
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and exit.",
 )
 @click.option(
     "--debug", is_flag=True, expose_value=False, callback=_debug, help="Print tracebacks, as RULEQUANT_DEBUG=1 does."

@@ -142,16 +142,31 @@ def torch_extra(what: str) -> Iterator[None]:
     """Around imports of `rulequant.torch`: says what to install, and keeps the libraries from chatting.
 
     Raises:
-        MissingExtraError: a package of the extra is missing; any other ImportError passes as it is.
+        MissingExtraError: a package of the extra is missing, or broken; any other ImportError passes as it is.
     """
     _quiet()
     try:
         yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA or _is_installed(package):
+        if package in EXTRA and not _is_installed(package):
+            raise MissingExtraError(f"{what} needs {package}, which is not installed", remedy=INSTALL) from error
+        broken = _raised_in(error)
+        if broken not in EXTRA:
             raise
-        raise MissingExtraError(f"{what} needs {package}, which is not installed", remedy=INSTALL) from error
+        text = f"{what} needs {broken}, which is installed and cannot be imported: {printable(str(error))}"
+        raise MissingExtraError(text, remedy=f"install it anew, with all that it needs: {INSTALL}") from error
+
+
+def _raised_in(error: ImportError) -> str:
+    """The package whose own code, or library, could not be imported."""
+    trace = error.__traceback__
+    name = ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        name = name if module in ("", "importlib") else module
+        trace = trace.tb_next
+    return name
 
 
 def require_extra(what: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from rulequant.cli.inputs import torch_extra
 from rulequant.cli.main import run
 from rulequant.plan import Plan
 
@@ -244,6 +245,21 @@ def test_libraries_are_loud_when_asked(checkpoint: Path) -> None:
         check=True,
     )
     assert done.stdout == "0\n"
+
+
+def test_a_broken_library_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    """What is installed and cannot be imported is no defect of rulequant; an import that fails elsewhere is."""
+    stub = tmp_path / "stub" / "torch"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise ImportError('libcudart.so: cannot open shared object file')\n")
+    environment = os.environ | {"PYTHONPATH": str(stub.parent)}
+    command = [sys.executable, "-m", "rulequant", "plan", str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs torch, which is installed and cannot be imported: libcudart.so: cannot open" in done.stderr
+    assert "install it anew, with all that it needs: pip install 'rulequant[torch]'" in done.stderr
+    with pytest.raises(ImportError, match="ours"), torch_extra("it"):
+        raise ImportError("ours")
 
 
 def _apply_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
