@@ -122,6 +122,8 @@ def _check_path(model: str) -> None:
         raise ModelError(f"{path} holds no config.json", remedy="give the folder of a transformers checkpoint")
     looks_like_path = model.startswith((".", "/", "~")) or model.endswith((".json", ".yaml", ".safetensors"))
     if looks_like_path and not exists:
+        if path.suffix in {".yaml", ".yml"}:
+            raise ModelError(f"{model}: no such file, and rule files come after MODEL", remedy=MODEL_FORMS)
         raise ModelError(f"{model}: no such file or folder", remedy=_near_files(path, MODEL_FORMS))
 
 

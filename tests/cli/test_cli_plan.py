@@ -147,6 +147,7 @@ def test_plan_is_not_written_over_something_else(capsys: Capture) -> None:
     [
         pytest.param(["rules.yaml", "model.json"], "is a rule file, and MODEL comes first", id="wrong order"),
         pytest.param(["./modle.json"], "did you mean `model.json`?", id="misspelt file"),
+        pytest.param(["rule.yaml"], "rule.yaml: no such file, and rule files come after MODEL", id="missing rule file"),
         pytest.param(["./gone/model"], "gone does not exist either", id="no folder"),
         pytest.param(["empty"], "holds no config.json", id="folder without a config"),
         pytest.param(["model.json", "rule.yaml"], "did you mean `rules.yaml`?", id="misspelt rules"),
