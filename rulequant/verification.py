@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rulequant.diagnostics import Diagnostic
-from rulequant.plan import Plan
+if TYPE_CHECKING:
+    from rulequant.diagnostics import Diagnostic
+    from rulequant.plan import Plan
 
 __all__ = ["FORMAT_VERSION", "Comparison", "Sample", "SchemeError", "Verified", "WeightError", "relative_error"]
 

@@ -189,8 +189,9 @@ def _apply_elsewhere(request: Request, workers: int, write: Write, cluster: Open
     folder = Path(request.model)
     check_output(request.output, folder)
     survey = survey_saved(request)
-    with Crew(workers, guest=survey is None) as crew:
-        job = job_of_survey(request, survey, crew.threads) if survey else crew.call(job_elsewhere, request)
+    takes_torch = survey is None or any(step.takes_torch for step in survey.steps)
+    with Crew(workers, guest=survey is None, torch=takes_torch) as crew:
+        job = job_of_survey(request, survey) if survey else crew.call(job_elsewhere, request)
         with CheckpointReader.attach(folder, job.fingerprint) as reader:
             return write(job, reader, cluster or crew.executor), crew.footprint.peak
 

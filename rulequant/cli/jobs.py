@@ -61,7 +61,7 @@ def survey_saved(request: Request) -> Survey | None:
     return survey if survey and request.container in ("auto", survey.quant_method) else None
 
 
-def job_of_survey(request: Request, survey: Survey, mean_threads: int) -> Job:
+def job_of_survey(request: Request, survey: Survey) -> Job:
     """The job of a plan file that tells enough of the checkpoint; no torch is imported."""
     from rulequant.torch.checkpoint.job import make_job
     from rulequant.torch.checkpoint.origin import argument_of, origin_of
@@ -82,7 +82,6 @@ def job_of_survey(request: Request, survey: Survey, mean_threads: int) -> Job:
             model=argument_of(folder, request.model, origin),
             origin=origin,
             max_shard_bytes=request.max_shard_bytes,
-            mean_threads=mean_threads,
         )
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
-from rulequant.torch.factories import factory_for
+from rulequant.torch.factories import factory_for, slices_for
 from rulequant.torch.factories.sampling import SAMPLED_VALUES
+from rulequant.torch.kernels.sources import bits_of, float_name
 from rulequant.verification import Sample
 
 SCHEMES: dict[str, Scheme] = {
@@ -28,10 +29,9 @@ def weight_of(*shape: int) -> torch.Tensor:
 
 
 def sampled(weight: torch.Tensor, scheme: Scheme, slice_: int) -> Sample:
-    factory: Any = factory_for(scheme.method)
-    found, flat = Sample(), weight.reshape(-1)
+    found, flat = Sample(), bits_of(weight.reshape(-1))
     for start in range(0, len(flat), slice_):
-        encoder = factory.slices(tuple(weight.shape), weight.dtype, "linear", scheme)
+        encoder: Any = slices_for(scheme.method)(tuple(weight.shape), float_name(weight.dtype), "linear", scheme)
         for _ in encoder.encode(flat[start : start + slice_], start):
             pass
         found = found.plus(encoder.sample)

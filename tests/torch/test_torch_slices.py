@@ -7,12 +7,16 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from rulequant.inventory import ITEM_SIZES, Kind, ModuleInfo, TensorInfo
 from rulequant.schemes import WORK, Bnb4bit, BnbInt8, Scheme
-from rulequant.torch.factories import NotFiniteError, SliceFactory, factory_for
+from rulequant.torch.arrays.floats import to_float32
+from rulequant.torch.factories import NotFiniteError, factory_for, slices_for
+from rulequant.torch.kernels.sources import bits_of
 
 SCHEMES: dict[str, Scheme] = {
     "nf4": Bnb4bit(),
@@ -27,19 +31,15 @@ def weight_of(*shape: int) -> torch.Tensor:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
 
 
-def in_slices(weight: torch.Tensor, kind: Kind, scheme: Scheme, seed: int = 0) -> dict[str, torch.Tensor]:
+def in_slices(weight: torch.Tensor, kind: Kind, scheme: Scheme, seed: int = 0) -> dict[str, NDArray[np.uint8]]:
     """The encoded tensors, put together from slices that are encoded in any order."""
     info = ModuleInfo("it", "It", kind, (TensorInfo("weight", tuple(weight.shape), "bfloat16"),))
     slicing = scheme.slicing(info, info.tensors[0])
     assert slicing is not None
-    factory: Any = factory_for(scheme.method)
-    assert isinstance(factory, SliceFactory)
-    encoder = factory.slices(tuple(weight.shape), weight.dtype, kind, scheme)
-    found = {
-        each.name: torch.zeros(each.nbytes, dtype=torch.uint8) for each in scheme.encoded_tensors(info, info.tensors[0])
-    }
-    work = torch.zeros(slicing.work_bytes, dtype=torch.uint8)
-    flat = (weight.T if kind == "conv1d" else weight).contiguous().reshape(-1)
+    encoder = slices_for(scheme.method)(tuple(weight.shape), "BF16", kind, scheme)
+    found = {each.name: np.zeros(each.nbytes, np.uint8) for each in scheme.encoded_tensors(info, info.tensors[0])}
+    work = np.zeros(slicing.work_bytes, np.uint8)
+    flat = bits_of((weight.T if kind == "conv1d" else weight).contiguous().reshape(-1))
     shuffled = random.Random(seed)
     starts, start = [], 0
     while start < len(flat):
@@ -47,15 +47,18 @@ def in_slices(weight: torch.Tensor, kind: Kind, scheme: Scheme, seed: int = 0) -
         start = starts[-1][1]
     shuffled.shuffle(starts)
 
-    def put(name: str, at: int, data: torch.Tensor) -> None:
-        raw = data.reshape(-1).view(torch.uint8)
-        target = work if name == WORK else found.setdefault(name, torch.zeros_like(raw))
+    def put(name: str, at: int, data: NDArray[Any]) -> None:
+        raw = data.reshape(-1).view(np.uint8)
+        target = work if name == WORK else found.setdefault(name, np.zeros_like(raw))
         target[at : at + len(raw)] = raw
+
+    def look(start: int, stop: int) -> NDArray[np.float32]:
+        return to_float32(flat[start:stop], "BF16", np.empty(stop - start, np.float32))
 
     for start, stop in starts:
         for piece in encoder.encode(flat[start:stop], start):
             put(*piece)
-    for piece in encoder.finish(work, lambda start, stop: flat[start:stop], mean_threads=torch.get_num_threads()):
+    for piece in encoder.finish(work, look, mean_threads=torch.get_num_threads()):
         put(*piece)
     return found
 
@@ -86,7 +89,7 @@ def test_slices_make_up_the_whole(scheme: str, shape: tuple[int, ...], kind: Kin
     found = in_slices(weight, kind, settings)
     assert sorted(found) == sorted(expected)
     for name, each in expected.items():
-        assert bytes(found[name].numpy()) == bytes(each.contiguous().reshape(-1).view(torch.uint8).numpy()), name
+        assert bytes(found[name]) == bytes(each.contiguous().reshape(-1).view(torch.uint8).numpy()), name
 
 
 @pytest.mark.parametrize("name", ["nf4", "double", "int8"])

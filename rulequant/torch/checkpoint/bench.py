@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from rulequant.torch.checkpoint.files import MAX_CALL_BYTES
 from rulequant.torch.checkpoint.header import TensorEntry
@@ -86,17 +86,17 @@ class Bench:
             self.write(shard, data, offset + at)
 
     @contextmanager
-    def mapped(self, shard: str, offset: int, length: int) -> Iterator[Tensor]:
-        """Bytes of a file that is being written, U8, without a copy of them in memory; only to be read."""
+    def mapped(self, shard: str, offset: int, length: int) -> Iterator[NDArray[np.uint8]]:
+        """Bytes of a file that is being written, without a copy of them in memory; only to be read."""
         if not length:
-            yield torch.empty(0, dtype=torch.uint8)
+            yield np.empty(0, np.uint8)
             return
         with explained(self.folder / shard):
             view = mmap.mmap(self.output(shard), length, offset=offset)
-        tensor = torch.frombuffer(view, dtype=torch.uint8)
+        values = np.frombuffer(view, np.uint8)
         try:
-            yield tensor
+            yield values
         finally:
-            del tensor
+            del values
             with suppress(BufferError):  # a traceback may hold a view; it is unmapped with the last of them
                 view.close()

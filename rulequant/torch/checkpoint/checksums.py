@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.files import close_read, open_regular, read_into
 from rulequant.torch.checkpoint.header import TensorEntry, read_header
 
-__all__ = ["Digest", "digest_fd", "digest_file"]
+__all__ = ["Digest", "checksums_fd", "digest_file"]
 
 _CHUNK = 1 << 20
 _SUFFIX = ".safetensors"
@@ -42,14 +42,26 @@ def digest_file(path: Path, *, root: Path, told: Told = lambda _: None) -> Diges
     """
     fd = open_regular(path, root=root)
     try:
-        return digest_fd(fd, path, told=told)
+        whole, checksums = hashlib.sha256(), _Checksums(_tensors(fd, path))
+        for position, chunk in _pieces(fd, path):
+            whole.update(chunk)
+            checksums.update(chunk, position)
+            told(len(chunk))
+        return Digest(os.fstat(fd).st_size, whole.hexdigest(), checksums.finish())
     finally:
         close_read(fd)
 
 
-def digest_fd(fd: int, path: Path, *, told: Told = lambda _: None) -> Digest:
-    """`digest_file` of an open file that is to have this name; its position is neither used nor moved."""
-    return _digest(fd, path, _tensors(fd, path), told)
+def checksums_fd(fd: int, path: Path) -> dict[str, str]:
+    """The crc32 of each tensor in an open file that is to have this name; its position is neither used nor moved.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    checksums = _Checksums(_tensors(fd, path))
+    for position, chunk in _pieces(fd, path):
+        checksums.update(chunk, position)
+    return checksums.finish()
 
 
 def _tensors(fd: int, path: Path) -> Sequence[TensorEntry]:
@@ -61,18 +73,15 @@ def _tensors(fd: int, path: Path) -> Sequence[TensorEntry]:
         return ()
 
 
-def _digest(fd: int, path: Path, tensors: Iterable[TensorEntry], told: Told) -> Digest:
-    whole, checksums = hashlib.sha256(), _Checksums(tensors)
+def _pieces(fd: int, path: Path) -> Iterator[tuple[int, memoryview]]:
+    """All bytes of an open file, (offset, bytes); a piece is valid until the next is asked for."""
     buffer = memoryview(bytearray(_CHUNK))
     position, size = 0, os.fstat(fd).st_size
     while position < size:
         chunk = buffer[: size - position]
         read_into(fd, position, chunk, path)
-        whole.update(chunk)
-        checksums.update(chunk, position)
+        yield position, chunk
         position += len(chunk)
-        told(len(chunk))
-    return Digest(size, whole.hexdigest(), checksums.finish())
 
 
 class _Checksums:

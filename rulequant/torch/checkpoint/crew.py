@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from rulequant.errors import ResumableError, UsageError
 from rulequant.torch.checkpoint.files import size_text
 from rulequant.torch.checkpoint.footprint import Footprint
-from rulequant.torch.checkpoint.head import Order, Ready
+from rulequant.torch.checkpoint.head import Beginning, Order, Ready
 from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY, ShardFile
 from rulequant.torch.checkpoint.shards import Executor
@@ -85,8 +85,8 @@ def worthwhile_workers(job: BaseJob, workers: int) -> int:
 class Crew:
     """A head and what is forked from it; they begin to import when the crew is made, and end with it."""
 
-    def __init__(self, workers: int, *, guest: bool = False) -> None:
-        """Start the head; `guest` says whether `call` will be used, once."""
+    def __init__(self, workers: int, *, guest: bool = False, torch: bool = True) -> None:
+        """Start the head; `guest` says whether `call` will be used, once, `torch` whether torch will be."""
         pairs = [socket.socketpair() for _ in range(workers + 2)]
         theirs = [end for _, end in pairs]
         control, guest_end, *ends = (Connection(end.detach()) for end, _ in pairs)
@@ -103,8 +103,7 @@ class Crew:
             for end in theirs:
                 end.close()
         self.footprint = Footprint([os.getpid(), self._head.pid])
-        control.send(guest)
-        self._threads: int | None = None
+        control.send(Beginning(guest, torch))
 
     def __enter__(self) -> Crew:
         """The crew itself."""
@@ -113,13 +112,6 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         """End all processes, and wait until they are gone."""
         self.close()
-
-    @property
-    def threads(self) -> int:
-        """The threads that torch uses here by default."""
-        if self._threads is None:
-            self._threads = cast(Ready, self._receive(self._control)).threads
-        return self._threads
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of a module in a process that ends with the call; what it raises is raised here."""

@@ -1,4 +1,4 @@
-"""The process that workers are copies of: it imports torch once, and forks before any thread starts.
+"""The process that workers are copies of: it imports what they use once, and forks before any thread starts.
 
 Copies share the memory of what is imported, and begin at once. The head is a process of its own, and not the run
 itself, because a process with threads, such as a notebook's, cannot be forked safely, and because the run then needs no
@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
@@ -24,20 +25,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from rulequant.torch.checkpoint.units import Unit
 
-__all__ = ["Order", "Ready", "main"]
+__all__ = ["Beginning", "Order", "Ready", "main"]
 
 Wire = Connection
+_OF_WORKERS = (
+    "rulequant.torch.checkpoint.bench",
+    "rulequant.torch.checkpoint.reader",
+    "rulequant.torch.checkpoint.wire",
+    "rulequant.torch.checkpoint.work",
+)
 _PR_SET_PDEATHSIG = 1
 # The run hears of these itself, and ends its workers when it has cleaned up; from a terminal they come to all at once.
 _LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM)
 
 
+class Beginning(NamedTuple):
+    """What the head needs to know first."""
+
+    guest: bool
+    """Whether a call is to be made in a process that ends with it."""
+    torch: bool
+    """Whether that, or the workers, will use torch."""
+
+
 class Ready(NamedTuple):
-    """What the head, and each of its copies, says when it has begun."""
+    """What each copy of the head says when it has begun."""
 
     pid: int
-    threads: int = 0
-    """That torch uses here by default."""
 
 
 class Order(NamedTuple):
@@ -57,11 +71,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     wire: Wire[Any, Any] = Connection(control.detach())
     with suppress(EOFError, OSError):
-        has_guest = wire.recv()
-        import torch
-
-        wire.send(Ready(os.getpid(), torch.get_num_threads()))
-        if has_guest:
+        beginning: Beginning = wire.recv()
+        if beginning.torch:
+            import_module("torch")
+        if beginning.guest:
             _fork(_serve_guest, guest, [wire, *workers])
         guest.close()
         _import_all()
@@ -76,6 +89,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 def _import_all() -> None:
     """Import what workers use, so that they share it."""
+    for name in _OF_WORKERS:
+        import_module(name)
     gc.collect()
     gc.freeze()  # what the collector marks is no longer shared
 
@@ -126,14 +141,12 @@ def _serve_guest(wire: Wire[Any, Any]) -> None:
 
 def _work(wire: Wire[Any, Any]) -> None:
     """Carry out units until there are no more, or one fails."""
-    import torch
-
     from rulequant.torch.checkpoint.bench import Bench
     from rulequant.torch.checkpoint.reader import CheckpointReader
     from rulequant.torch.checkpoint.wire import failure_of
     from rulequant.torch.checkpoint.work import carry_out, expect
 
-    torch.set_num_threads(1)
+    _leave_threads_to_the_crew()
     wire.send(Ready(os.getpid()))
     with suppress(EOFError, OSError):
         order: Order = wire.recv()
@@ -145,6 +158,15 @@ def _work(wire: Wire[Any, Any]) -> None:
             except BaseException as error:
                 answer = failure_of(error)
             wire.send(answer)
+
+
+def _leave_threads_to_the_crew() -> None:
+    """Have torch start no threads: each core has a worker of its own."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # where it is imported later
 
 
 def _units(wire: Wire[Any, Any], announce: Callable[[Unit], None]) -> Iterator[Unit]:

@@ -38,6 +38,7 @@ class Survey:
     copies: Mapping[str, str]
     """Source keys that are not written, each with the one that it has to equal."""
     dropped: Mapping[str, str]
+    mean_threads: int
     """The fields are those of `Job`."""
 
 
@@ -64,8 +65,8 @@ class BaseJob:
     copies: tuple[tuple[TensorEntry, TensorEntry], ...]
     """Tensors that are not written, each with the one that it has to equal."""
     mean_threads: int
-    """The number of threads with which torch takes the one mean whose last bits depend on it: here, and so in every
-    process that works on the job, the number that transformers would take it with on this machine."""
+    """The number of threads with which torch would take the one mean whose last bits depend on it: where the job (or
+    the plan file that it is made of) was made, the number that transformers takes it with. 0 where no mean is taken."""
     copied_bytes: int = 0
     """Bytes of large files that are copied as they are."""
 
@@ -106,9 +107,9 @@ def make_job(
     model: str,
     origin: Origin | None,
     max_shard_bytes: int,
-    mean_threads: int,
 ) -> Job:
     """The job of a source that `reader` has open."""
+    mean_threads = survey.mean_threads if any(step.takes_mean for step in survey.steps) else 0
     shards, fingerprint = tuple(plan_jobs(survey.steps, max_shard_bytes, survey.stem)), reader.fingerprint()
     recipe = make_recipe(
         reader.tensors.values(),

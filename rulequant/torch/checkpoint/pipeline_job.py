@@ -59,7 +59,7 @@ def join_jobs(
         recipe=recipe,
         shards=tuple(_shards(parts)),
         copies=tuple((_entry(a, name), _entry(b, name)) for name, each in parts.items() for a, b in each.copies),
-        mean_threads=first.mean_threads,
+        mean_threads=max(each.mean_threads for each in parts.values()),
         copied_bytes=sum((source / each).stat().st_size for each in others),
         parts=parts,
         pipeline=plan,

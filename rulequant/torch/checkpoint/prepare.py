@@ -59,7 +59,6 @@ def prepare(
             model=_argument(skeleton, source, origin),
             origin=origin,
             max_shard_bytes=max_shard_bytes,
-            mean_threads=torch.get_num_threads(),
         )
 
 
@@ -91,6 +90,7 @@ def _survey(
         steps=tuple(plan_steps(reader, keys, chosen.plan, inventory, skeleton)),
         copies=keys.copies,
         dropped=keys.dropped,
+        mean_threads=torch.get_num_threads(),
     )
 
 

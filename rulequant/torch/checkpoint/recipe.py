@@ -114,7 +114,7 @@ def join_recipes(parts: Mapping[str, Recipe], *, plan_sha256: str, rules_sha256:
         container=first.container
         if len(containers) == 1
         else ", ".join(f"{each.container} for {name}" for name, each in parts.items()),
-        mean_threads=first.mean_threads,
+        mean_threads=max(each.mean_threads for each in parts.values()),
         max_shard_bytes=first.max_shard_bytes,
         layout_sha256=_digest([name, each.layout_sha256] for name, each in parts.items()),
         versions={package: version for each in parts.values() for package, version in each.versions.items()},

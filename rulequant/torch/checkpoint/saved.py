@@ -77,6 +77,7 @@ class _Section(Part):
     steps: list[_Step]
     copies: dict[str, str]
     dropped: dict[str, str]
+    mean_threads: int = Field(ge=1)
     sha256: str
 
 
@@ -95,6 +96,7 @@ def section_of(survey: Survey, reader: CheckpointReader, plan: Plan) -> dict[str
         "steps": [_step_data(step, plan) for step in survey.steps],
         "copies": dict(survey.copies),
         "dropped": dict(survey.dropped),
+        "mean_threads": survey.mean_threads,
     }
     return {**data, "sha256": _digest(data, plan)}
 
@@ -127,6 +129,7 @@ def saved_survey(data: Mapping[str, Any], reader: CheckpointReader, plan: Plan) 
         steps=tuple(_step(each, reader, plan) for each in section.steps),
         copies=section.copies,
         dropped=section.dropped,
+        mean_threads=section.mean_threads,
     )
 
 
@@ -176,7 +179,7 @@ def _block(data: _Block, reader: CheckpointReader) -> Block:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides about names; torch is asked by the workers, which are those of now."""
+    """Of what decides about names."""
     return {"rulequant": own_version(), "transformers": stock_versions()["transformers"]}
 
 

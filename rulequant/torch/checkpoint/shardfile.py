@@ -17,6 +17,7 @@ from rulequant.torch.checkpoint.header import ITEM_SIZES
 from rulequant.torch.checkpoint.partfile import PartFile
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import (
+    Checked,
     Copied,
     Encoded,
     Finished,
@@ -77,7 +78,8 @@ class ShardFile:
         self._then: deque[tuple[int, Unit]] = deque()
         self._last = -1
         self._places: dict[str, Place] = {}
-        self._digest = Digest(0, "", {})
+        self._sha256, self._crc32 = "", dict[str, str]()
+        self._size = 0
         self._file = PartFile(folder / name)
 
     def next_unit(self) -> tuple[int, Unit] | None:
@@ -94,7 +96,7 @@ class ShardFile:
         """Take the result of a unit in; returns a step that is done by it."""
         if number < 0:
             self._last -= 1
-            self._digest = result.digest or self._digest
+            self._sha256, self._crc32 = result.sha256 or self._sha256, dict(result.crc32 or self._crc32)
             return None
         state = self._open[number]
         state.done += 1
@@ -128,7 +130,7 @@ class ShardFile:
         """Sync it and give it its name: (bytes by tensor in the order of the file, size and hashes of the file)."""
         self._file.finish()
         tensors = {name: place.nbytes for name, place in self._places.items()}
-        return tensors, self._digest
+        return tensors, Digest(self._size, self._sha256, self._crc32)
 
     def abort(self) -> None:
         """Remove what was written so far; does nothing after `close`."""
@@ -203,8 +205,9 @@ class ShardFile:
                 found[late.name], position = self._late_place(late, position), position + late.nbytes
         self._places = dict(sorted(found.items(), key=lambda each: each[1].start))
         self._file.truncate(position)
+        self._size = position
         self._file.write(header_bytes(_entries(self._places), self._arrangement.header_bytes), 0)
-        self._then.append((-1, Hashed(self.name)))
+        self._then += [(-1, Hashed(self.name)), (-1, Checked(self.name))]
         if self._sync:
             self._then.append((-1, Synced(self.name)))
         self._last = len(self._then)

@@ -84,6 +84,17 @@ class Step:
         return count
 
     @property
+    def takes_mean(self) -> bool:
+        """Whether it is encoded with a mean, whose last bits depend on a number of threads."""
+        return self.scheme is not None and (self.slicing is None or self.slicing.work_bytes > 0)
+
+    @property
+    def takes_torch(self) -> bool:
+        """Whether only torch can do it: it is encoded as a whole, or cast."""
+        whole = self.scheme is not None and self.slicing is None
+        return whole or any(entry.dtype != self.dtype for entry in self.entries)
+
+    @property
     def entries(self) -> tuple[TensorEntry, ...]:
         """The source tensors, each once."""
         return tuple({block.entry.name: block.entry for block in self.blocks}.values())

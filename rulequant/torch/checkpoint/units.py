@@ -10,12 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rulequant.torch.checkpoint.checksums import Digest
 from rulequant.torch.checkpoint.header import TensorEntry
 from rulequant.torch.checkpoint.step import Block, Step
 from rulequant.verification import Sample
 
-__all__ = ["Copied", "Encoded", "Finished", "Gathered", "Hashed", "Late", "Result", "Synced", "Unit", "Whole"]
+__all__ = [
+    "Checked",
+    "Copied",
+    "Encoded",
+    "Finished",
+    "Gathered",
+    "Hashed",
+    "Late",
+    "Result",
+    "Synced",
+    "Unit",
+    "Whole",
+]
 
 
 class Late(NamedTuple):
@@ -34,8 +45,10 @@ class Result(NamedTuple):
     """What a unit has to report."""
 
     late: tuple[Late, ...] = ()
-    digest: Digest | None = None
-    """Of the file, where it was hashed."""
+    sha256: str = ""
+    """Of the file, in hex, where it was hashed."""
+    crc32: Mapping[str, str] | None = None
+    """Of the tensors in the file, in hex, where they were checked."""
     sample: Sample = Sample()
     """How far encoded values are from the original."""
 
@@ -117,13 +130,20 @@ class Hashed:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """The checksums of the tensors in a file that is complete but for its name; beside the hash, on another core."""
+
+    shard: str
+
+
+@dataclass(frozen=True, slots=True)
 class Synced:
     """What is written of a file brought to the disk, while others work on."""
 
     shard: str
 
 
-Unit = Copied | Gathered | Encoded | Finished | Whole | Hashed | Synced
+Unit = Copied | Gathered | Encoded | Finished | Whole | Hashed | Checked | Synced
 
 
 def _overlapping(step: Step, start: int, stop: int) -> tuple[Block, ...]:

@@ -1,30 +1,45 @@
-"""Units carried out: values read, encoded and written."""
+"""Units carried out: values read, encoded and written; without torch, but for what only torch can do."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from rulequant.errors import UsageError
 from rulequant.schemes import WORK
+from rulequant.torch.arrays.floats import Float, to_float32
 from rulequant.torch.arrays.spans import scratch
 from rulequant.torch.checkpoint.bench import Bench
-from rulequant.torch.checkpoint.checksums import digest_fd
-from rulequant.torch.checkpoint.files import printable
-from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather, raw, read_values
+from rulequant.torch.checkpoint.checksums import checksums_fd
+from rulequant.torch.checkpoint.files import hash_fd, printable
+from rulequant.torch.checkpoint.gathering import cast_bits, gather, raw, read_bits
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, SPELLINGS
 from rulequant.torch.checkpoint.partfile import explained
 from rulequant.torch.checkpoint.step import Step
-from rulequant.torch.checkpoint.units import Copied, Encoded, Finished, Gathered, Hashed, Late, Result, Unit, Whole
-from rulequant.torch.factories import ExpertsFactory, NotFiniteError, SliceFactory, factory_for
+from rulequant.torch.checkpoint.units import (
+    Checked,
+    Copied,
+    Encoded,
+    Finished,
+    Gathered,
+    Hashed,
+    Late,
+    Result,
+    Unit,
+    Whole,
+)
+from rulequant.torch.factories import NotFiniteError, slices_for
 from rulequant.torch.factories.slices import Piece, SliceEncoder
 from rulequant.verification import Sample
+
+if TYPE_CHECKING:
+    from rulequant.torch.checkpoint.wholes import EncodedTensor
 
 __all__ = ["carry_out", "expect"]
 
@@ -49,9 +64,11 @@ def carry_out(bench: Bench, unit: Unit) -> Result:
         return _encode_whole(bench, unit)
     path = bench.folder / unit.shard
     with explained(path):
+        # Right after writing: the bytes are read from the memory that the system still holds them in.
         if isinstance(unit, Hashed):
-            # Right after writing: the bytes are read from the memory that the system still holds them in.
-            return Result(digest=digest_fd(bench.output(unit.shard), path))
+            return Result(sha256=hash_fd(bench.output(unit.shard), path))
+        if isinstance(unit, Checked):
+            return Result(crc32=checksums_fd(bench.output(unit.shard), path))
         # By a descriptor of its own; who gives the file its name syncs again, and hears of errors.
         os.fsync(bench.output(unit.shard))
     return Result()
@@ -74,8 +91,8 @@ def _copy(bench: Bench, unit: Copied) -> Result:
     if unit.entry.dtype == unit.dtype:
         bench.copy(unit.entry, unit.start * size, count * size, unit.shard, unit.offset)
         return Result()
-    values = read_values(bench.reader, unit.entry, unit.start, count)
-    bench.write(unit.shard, raw(values.to(TORCH_DTYPES[unit.dtype])), unit.offset)
+    values = read_bits(bench.reader, unit.entry, unit.start, count)
+    bench.write(unit.shard, raw(cast_bits(values, unit.entry.dtype, unit.dtype)), unit.offset)
     return Result()
 
 
@@ -90,17 +107,17 @@ def _encode(bench: Bench, unit: Encoded) -> Result:
 
 def _encode_all(bench: Bench, unit: Encoded) -> Result:
     step, places = unit.step, _Places(bench, unit)
-    work = torch.from_numpy(scratch("work", (step.slicing.work_bytes if step.slicing else 0,), np.uint8))
+    work = scratch("work", (step.slicing.work_bytes if step.slicing else 0,), np.uint8)
     with _told(bench, step, 0, step.numel):
         encoder, values = _encoder(step), _values(bench, step, 0, step.numel)
         for piece in encoder.encode(values, 0):
             if piece.name == WORK:
-                data = piece.data.reshape(-1).view(torch.uint8)
-                work[piece.at : piece.at + len(data)] = data
+                work[piece.at : piece.at + piece.data.nbytes] = piece.data.reshape(-1).view(np.uint8)
             else:
-                places.put(piece)
-        for piece in encoder.finish(work, lambda start, stop: values[start:stop], mean_threads=bench.mean_threads):
-            places.put(piece)
+                places.put_piece(piece)
+        look = partial(_floats, values, step.dtype)
+        for piece in encoder.finish(work, look, mean_threads=bench.mean_threads):
+            places.put_piece(piece)
     return Result(places.late, sample=_sample(encoder))
 
 
@@ -114,26 +131,30 @@ def _finish(bench: Bench, unit: Finished) -> Result:
     work_bytes = step.slicing.work_bytes if step.slicing else 0
     with _told(bench, step, 0, 0), bench.mapped(unit.shard, unit.offsets.get(WORK, 0), work_bytes) as work:
         pieces = _encoder(step).finish(
-            work, lambda start, stop: _values(bench, step, start, stop), mean_threads=bench.mean_threads
+            work,
+            lambda start, stop: _floats(_values(bench, step, start, stop), step.dtype, 0, stop - start),
+            mean_threads=bench.mean_threads,
         )
         for piece in pieces:
-            places.put(piece)
+            places.put_piece(piece)
     return Result(places.late)
 
 
 def _encode_whole(bench: Bench, unit: Whole) -> Result:
+    from rulequant.torch.checkpoint.wholes import encode_whole  # start-up: it imports torch, which few jobs need
+
     places = _Places(bench, unit)
     with _told(bench, unit.step, 0, unit.step.numel):
-        encoded = _encoded(bench, unit.step)
+        encoded = encode_whole(bench.reader, unit.step, mean_threads=bench.mean_threads)
     if unit.region is not None:
         return Result(_into_region(bench, unit, encoded, unit.region))
-    for name, tensor in encoded.items():
-        places.put(Piece(name, 0, tensor))
+    for name, each in encoded.items():
+        places.put(name, 0, each.dtype, each.shape, each.data)
     return Result(places.late)
 
 
-def _into_region(bench: Bench, unit: Whole, encoded: Mapping[str, Tensor], position: int) -> tuple[Late, ...]:
-    step, total = unit.step, sum(each.nbytes for each in encoded.values())
+def _into_region(bench: Bench, unit: Whole, encoded: Mapping[str, EncodedTensor], position: int) -> tuple[Late, ...]:
+    step, total = unit.step, sum(each.data.nbytes for each in encoded.values())
     if total != step.nbytes:
         method = step.scheme.method if step.scheme else ""
         raise UsageError(
@@ -142,10 +163,10 @@ def _into_region(bench: Bench, unit: Whole, encoded: Mapping[str, Tensor], posit
             remedy="update or uninstall the package that provides the method",
         )
     found = []
-    for name, tensor in encoded.items():
-        found.append(_late(f"{step.prefix}{name}", tensor))
-        bench.write(unit.shard, raw(tensor), position)
-        position += tensor.nbytes
+    for name, each in encoded.items():
+        found.append(_late(f"{step.prefix}{name}", each.dtype, each.shape, each.data))
+        bench.write(unit.shard, raw(each.data), position)
+        position += each.data.nbytes
     return tuple(found)
 
 
@@ -156,47 +177,43 @@ class _Places:
         self._bench, self._unit = bench, unit
         self.late: tuple[Late, ...] = ()
 
-    def put(self, piece: Piece) -> None:
+    def put_piece(self, piece: Piece) -> None:
         """Write it, or keep it."""
-        offset = self._unit.offsets.get(piece.name)
+        self.put(piece.name, piece.at, str(piece.data.dtype), piece.data.shape, piece.data)
+
+    def put(self, name: str, at: int, dtype: str, shape: tuple[int, ...], data: NDArray[Any]) -> None:
+        """Write a piece of a tensor of this name, dtype (as torch spells it) and shape, or keep it."""
+        offset = self._unit.offsets.get(name)
         if offset is not None:
-            self._bench.write(self._unit.shard, raw(piece.data), offset + piece.at)
+            self._bench.write(self._unit.shard, raw(data), offset + at)
             return
-        late = _late(f"{self._unit.step.prefix}{piece.name}", piece.data)
-        self.late += (late._replace(data=bytes(raw(piece.data))),)
+        late = _late(f"{self._unit.step.prefix}{name}", dtype, shape, data)
+        self.late += (late._replace(data=bytes(raw(data))),)
 
 
-def _late(name: str, tensor: Tensor) -> Late:
-    dtype = SPELLINGS.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None:
-        raise UsageError(f"`{printable(name)}` is a {tensor.dtype}, which safetensors does not hold")
-    return Late(name, dtype, tuple(tensor.shape), tensor.nbytes)
+def _late(name: str, dtype: str, shape: tuple[int, ...], data: NDArray[Any]) -> Late:
+    spelling = SPELLINGS.get(dtype)
+    if spelling is None:
+        raise UsageError(f"`{printable(name)}` is a torch.{dtype}, which safetensors does not hold")
+    return Late(name, spelling, shape, data.nbytes)
 
 
 def _encoder(step: Step) -> SliceEncoder:
     scheme = cast(Any, step.scheme)
-    factory: object = factory_for(scheme.method)
-    if not isinstance(factory, SliceFactory):
-        raise UsageError(
-            f"the scheme of `{scheme.method}` says how to encode slices, and its layer factory lacks `slices`",
-            remedy="update or uninstall the package that provides it",
-        )
-    return factory.slices(step.shape, TORCH_DTYPES[step.dtype], step.kind, scheme)
+    return slices_for(scheme.method)(step.shape, cast(Float, step.dtype), step.kind, scheme)
 
 
-def _encoded(bench: Bench, step: Step) -> dict[str, Tensor]:
-    scheme, dtype = cast(Any, step.scheme), TORCH_DTYPES[step.dtype]
-    factory = factory_for(scheme.method)
-    weight = _values(bench, step, 0, step.numel)
-    weight = weight.view(step.shape[::-1]).T if step.kind == "conv1d" else weight.view(step.shape)
-    if step.kind != "experts":
-        return factory.encode(weight, step.kind, scheme)
-    return cast(ExpertsFactory, factory).encode_experts(weight.unbind(), weight.shape, dtype, scheme)
-
-
-def _values(bench: Bench, step: Step, start: int, stop: int) -> Tensor:
+def _values(bench: Bench, step: Step, start: int, stop: int) -> NDArray[Any]:
     """Values of the step's matrix, flat, from one index to another."""
-    return gather(bench.reader, step.blocks, step.columns, start, stop, TORCH_DTYPES[step.dtype])
+    return _gathered(bench, step, start, stop, step.dtype)
+
+
+def _gathered(bench: Bench, step: Step, start: int, stop: int, dtype: str) -> NDArray[Any]:
+    return gather(bench.reader, step.blocks, step.columns, start, stop, dtype)
+
+
+def _floats(values: NDArray[Any], dtype: str, start: int, stop: int) -> NDArray[np.float32]:
+    return to_float32(values[start:stop], cast(Float, dtype), np.empty(stop - start, np.float32))
 
 
 @contextmanager
@@ -221,7 +238,7 @@ def _cast_from(bench: Bench, step: Step, start: int, stop: int) -> str | None:
     if not sources:
         return None
     in_source, cast_to = (
-        gather(bench.reader, step.blocks, step.columns, start, stop, dtype).isfinite().all()
-        for dtype in (torch.float64, TORCH_DTYPES[step.dtype])
+        np.isfinite(cast_bits(_gathered(bench, step, start, stop, dtype), dtype, "F64").view(np.float64)).all()
+        for dtype in ("F64", step.dtype)
     )
     return sources[0] if in_source and not cast_to else None

@@ -1,34 +1,40 @@
-"""Layer factories: for each method, how a layer is built and how its weight is encoded."""
+"""Layer factories: for each method, how a layer is built and how its weight is encoded.
+
+Importing this imports no torch: a process that only encodes does without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from rulequant.errors import RulequantError, UsageError
 from rulequant.inventory import Kind
 from rulequant.schemes import Scheme
 
 if TYPE_CHECKING:
-    from rulequant.torch.factories.slices import SliceEncoder
+    import torch
+    from torch import Tensor, nn
+
+    from rulequant.torch.factories.slices import SliceEncoders
     from rulequant.torch.factories.spans import EncodedParts
 
 __all__ = [
     "ENTRY_POINTS",
+    "SLICES",
     "ExpertsFactory",
     "LayerFactory",
     "NotFiniteError",
-    "SliceFactory",
     "SpanFactory",
     "factory_for",
+    "slices_for",
 ]
 
 ENTRY_POINTS = "rulequant.factories"
+SLICES = "rulequant.slices"
+"""The entry points of what encodes weights slice by slice, without torch, for schemes that have a `slicing`."""
 
 
 class NotFiniteError(RulequantError):
@@ -72,14 +78,6 @@ class LayerFactory(Protocol):
 
 
 @runtime_checkable
-class SliceFactory(Protocol):
-    """What a factory has as well, if it encodes weights slice by slice, as `slicing` of its scheme says."""
-
-    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> SliceEncoder:
-        """The encoder of a weight of this shape, as the module holds it; its bytes are those of `encode`."""
-
-
-@runtime_checkable
 class SpanFactory(Protocol):
     """What a factory has as well, if it decodes weights span by span; without it a weight is decoded as a whole."""
 
@@ -110,16 +108,8 @@ def factory_for(method: str) -> LayerFactory:
     Raises:
         UsageError: no package provides one or several do, or what it provides cannot be loaded or is no factory.
     """
-    entry = _entry_point(method)
-    try:
-        factory: Any = entry.load()
-        factory = factory() if isinstance(factory, type) else factory
-    except Exception as error:  # a stranger's code: whatever it raises while it is imported
-        missing = isinstance(error, ModuleNotFoundError)
-        raise UsageError(
-            f"the layer factory of `{method}` ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
-            remedy="pip install 'rulequant[torch]'" if missing else "update or uninstall the package that provides it",
-        ) from error
+    entry = _entry_point(ENTRY_POINTS, method)
+    factory = _load(entry, method, lambda found: found() if isinstance(found, type) else found)
     if not isinstance(factory, LayerFactory):
         raise UsageError(
             f"the layer factory of `{method}` ({entry.value}) lacks {_lacking(factory)}",
@@ -128,10 +118,31 @@ def factory_for(method: str) -> LayerFactory:
     return factory
 
 
-def _entry_point(method: str) -> metadata.EntryPoint:
-    entries = {entry.value: entry for entry in metadata.entry_points(group=ENTRY_POINTS, name=method)}
+@cache
+def slices_for(method: str) -> SliceEncoders:
+    """What encodes weights of a method slice by slice, from the installed packages; its bytes are those of `encode`.
+
+    Raises:
+        UsageError: as `factory_for`.
+    """
+    return cast("SliceEncoders", _load(_entry_point(SLICES, method), method))
+
+
+def _load(entry: metadata.EntryPoint, method: str, made: Callable[[Any], Any] = lambda found: found) -> Any:
+    try:
+        return made(entry.load())
+    except Exception as error:  # a stranger's code: whatever it raises while it is imported
+        missing = isinstance(error, ModuleNotFoundError)
+        raise UsageError(
+            f"the layer factory of `{method}` ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
+            remedy="pip install 'rulequant[torch]'" if missing else "update or uninstall the package that provides it",
+        ) from error
+
+
+def _entry_point(group: str, method: str) -> metadata.EntryPoint:
+    entries = {entry.value: entry for entry in metadata.entry_points(group=group, name=method)}
     if not entries:
-        known = sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)})
+        known = sorted({entry.name for entry in metadata.entry_points(group=group)})
         raise UsageError(
             f"no installed package provides a layer factory for the method `{method}`",
             remedy=f"installed methods: {', '.join(known) or 'none; is rulequant itself installed?'}",

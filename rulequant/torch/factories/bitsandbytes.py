@@ -16,7 +16,6 @@ from rulequant.inventory import Kind
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
 from rulequant.torch.experts import expert_parameters, swap_parameters
 from rulequant.torch.factories.encoding import encode_4bit, encode_experts_4bit, encode_experts_int8, encode_int8
-from rulequant.torch.factories.slices import FourBitSlices, Int8Slices
 from rulequant.torch.factories.spans import EncodedParts, span_4bit, span_int8
 from rulequant.torch.factories.values import check_4bit, check_int8
 from rulequant.torch.standins import STANDS_FOR, StandIn
@@ -82,10 +81,6 @@ class Linear4bitFactory:
         The same call that `Params4bit` makes, so the bytes are those of transformers' quantize-on-load.
         """
         return encode_4bit(_out_in(weight, kind).contiguous(), cast(Bnb4bit, scheme), kind)
-
-    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> FourBitSlices:
-        """`encode` for a weight of this shape (as the module holds it), slice by slice of its rows [out, in]."""
-        return FourBitSlices(shape, dtype, kind, cast(Bnb4bit, scheme))
 
     def encode_experts(
         self, slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, scheme: Scheme
@@ -161,11 +156,6 @@ class Linear8bitFactory:
         encoded = {"weight": values, "SCB": scales}
         is_linear = kind in {"linear", "conv1d"}
         return encoded | {"weight_format": torch.tensor(0, dtype=torch.uint8)} if is_linear else encoded
-
-    def slices(self, shape: tuple[int, ...], dtype: torch.dtype, kind: Kind, scheme: Scheme) -> Int8Slices:
-        """`encode` for a weight of this shape (as the module holds it), some rows [out, in] at a time."""
-        del dtype, scheme
-        return Int8Slices(shape, kind)
 
     def encode_experts(
         self, slices: Iterable[Tensor], shape: torch.Size, dtype: torch.dtype, scheme: Scheme

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rulequant.inventory import Kind
@@ -30,7 +32,7 @@ def encode_4bit(weight: Tensor, settings: Bnb4bit, kind: Kind = "linear") -> dic
     """
     flat = weight.detach().reshape(-1)
     return _encode_slices(
-        [weight], weight.shape, weight.dtype, settings, kind, look=lambda start, stop: flat[start:stop]
+        [weight], weight.shape, weight.dtype, settings, kind, look=lambda start, stop: _plain(flat[start:stop].float())
     )
 
 
@@ -99,7 +101,7 @@ def _encode_slices(
     if settings.quant_storage != "uint8":
         weight = weight.squeeze(1).view(getattr(torch, settings.quant_storage)).unsqueeze(1)
     scales = torch.cat(absmax) if len(absmax) > 1 else absmax[0]
-    check_absmax(scales, shape, kind, settings, look)
+    check_absmax(_plain(scales), shape, kind, settings, look)
     return {"weight": weight} | {
         f"weight.{name}": each for name, each in _state(scales, shape, dtype, settings).items()
     }
@@ -149,3 +151,7 @@ def _state(absmax: Tensor, shape: torch.Size, dtype: torch.dtype, settings: Bnb4
         quant_state.nested = True
     packed: dict[str, Tensor] = quant_state.as_dict(packed=True)
     return packed
+
+
+def _plain(values: Tensor) -> NDArray[np.float32]:
+    return values.numpy(force=True)

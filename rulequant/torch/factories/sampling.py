@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import cache
 from math import ceil
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from rulequant.torch.kernels.tables import quant_map
+from rulequant.torch.arrays import Bits, Float, quant_values
+from rulequant.torch.arrays.floats import to_float32
 from rulequant.verification import Sample
 
 __all__ = ["SAMPLED_VALUES", "sample_4bit", "sample_int8"]
@@ -25,27 +26,32 @@ _AT_LEAST = 1 << 12
 
 
 def sample_4bit(
-    values: Tensor, packed: Tensor, absmax: Tensor, *, quant_type: str, blocksize: int, numel: int
+    values: Bits,
+    dtype: Float,
+    packed: NDArray[np.uint8],
+    absmax: NDArray[np.float32],
+    *,
+    quant_type: str,
+    blocksize: int,
+    numel: int,
 ) -> Sample:
-    """Of a slice [n] of a weight with `numel` values: its packed bytes U8 and absmax F32, block by block."""
+    """Of a slice [n] of a weight with `numel` values of `dtype`: its packed bytes and absmax, block by block."""
     blocks = len(values) // blocksize
+    if not blocks:
+        return Sample()
     chosen = _spread(blocks, _count(len(values), blocksize, numel))
-    if not len(chosen):
-        return Sample()
-    pairs = packed.reshape(-1)[: blocks * blocksize // 2].view(blocks, -1).index_select(0, chosen)
-    decoded = _pair_values(quant_type).index_select(0, pairs.reshape(-1).int()).view(len(chosen), blocksize)
-    scales = absmax.reshape(-1).index_select(0, chosen)
-    return _sample(values[: blocks * blocksize].view(blocks, -1).index_select(0, chosen), decoded, scales)
+    pairs = packed[: blocks * blocksize // 2].reshape(blocks, -1)[chosen]
+    decoded = _pair_values(quant_type)[pairs].reshape(len(pairs), blocksize)
+    return _sample(values[: blocks * blocksize].reshape(blocks, -1)[chosen], dtype, decoded, absmax[:blocks][chosen])
 
 
-def sample_int8(rows: Tensor, quantized: Tensor, scales: Tensor, *, numel: int) -> Sample:
-    """Of some rows [rows, columns] of a weight with `numel` values: I8 values, and F32 scales of the rows."""
-    chosen = _spread(len(rows), _count(rows.numel(), rows.shape[1], numel))
-    if not len(chosen):
-        return Sample()
-    return _sample(
-        rows.index_select(0, chosen), quantized.index_select(0, chosen), scales.index_select(0, chosen) / 127
-    )
+def sample_int8(
+    rows: Bits, dtype: Float, quantized: NDArray[np.int8], scales: NDArray[np.float32], *, numel: int
+) -> Sample:
+    """Of some rows [rows, columns] of a weight with `numel` values of `dtype`: I8 values, and the scales of rows."""
+    chosen = _spread(len(rows), _count(rows.size, rows.shape[1], numel))
+    codes = quantized[chosen].astype(np.float32)
+    return _sample(rows[chosen], dtype, codes, scales[chosen] / np.float32(127)) if codes.size else Sample()
 
 
 def _count(values: int, unit: int, numel: int) -> int:
@@ -54,21 +60,22 @@ def _count(values: int, unit: int, numel: int) -> int:
     return ceil(wanted * values / max(numel, 1) / unit)
 
 
-def _spread(units: int, count: int) -> Tensor:
+def _spread(units: int, count: int) -> slice:
     """At most so many of the numbers below `units`, from the first on at equal distances."""
-    return torch.arange(0, units, max(1, ceil(units / max(count, 1))))
+    return slice(0, units, max(1, ceil(units / max(count, 1))))
 
 
-def _sample(original: Tensor, codes: Tensor, scales: Tensor) -> Sample:
+def _sample(original: Bits, dtype: Float, codes: NDArray[np.float32], scales: NDArray[np.float32]) -> Sample:
     """Of rows [rows, columns], with what each stands for but for the scale of its row."""
-    wanted = original.float()
-    difference = codes.float().mul_(scales.unsqueeze(1)).sub_(wanted)
-    error, norm = (float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in (difference, wanted))
-    return Sample(error, norm, wanted.numel())
+    flat = np.ascontiguousarray(original).reshape(-1)
+    wanted = to_float32(flat, dtype, np.empty(flat.shape, np.float32))
+    difference = (codes * scales[:, None]).reshape(-1) - wanted
+    error, norm = (float(np.square(each, dtype=np.float64).sum()) for each in (difference, wanted))
+    return Sample(error, norm, wanted.size)
 
 
 @cache
-def _pair_values(quant_type: str) -> Tensor:
-    """The two values of each packed byte, F32 [256, 2]."""
-    code, byte = quant_map(quant_type), torch.arange(256)
-    return torch.stack((code[byte >> 4], code[byte & 15]), dim=1)
+def _pair_values(quant_type: str) -> NDArray[np.float32]:
+    """The two values of each packed byte, [256, 2]."""
+    code, byte = quant_values(quant_type), np.arange(256)
+    return np.stack((code[byte >> 4], code[byte & 15]), axis=1)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
+from math import isfinite, prod
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from rulequant.inventory import Kind
 from rulequant.schemes import Bnb4bit
+from rulequant.torch.arrays import NotFiniteValueError
 from rulequant.torch.factories import NotFiniteError
-from rulequant.torch.kernels import NotFiniteValueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FP16_MAX", "Look", "check_4bit", "check_absmax", "check_int8", "explained"]
 
 FP16_MAX = 65504.0
 """LLM.int8() goes through float16: a larger value would make the scale infinite and its row zero."""
-FP32_MAX = torch.finfo(torch.float32).max
+FP32_MAX = float(np.finfo(np.float32).max)
 
-Look = Callable[[int, int], Tensor]
+Look = Callable[[int, int], NDArray[np.float32]]
 """The values of a weight [out, in] from one flat index to another."""
 
 _FLOAT16 = "float16, through which int8 goes"
@@ -45,7 +49,9 @@ def check_int8(weight: Tensor) -> None:
     _check_values(weight, limit=FP16_MAX, beyond=_FLOAT16)
 
 
-def check_absmax(absmax: Tensor, shape: Sequence[int], kind: Kind, settings: Bnb4bit, look: Look | None) -> None:
+def check_absmax(
+    absmax: NDArray[np.float32], shape: Sequence[int], kind: Kind, settings: Bnb4bit, look: Look | None
+) -> None:
     """What `check_4bit` says of large values, from the largest of each block alone.
 
     `shape` is that of the weight [out, in]; without `look` the place is that of the block.
@@ -59,8 +65,8 @@ def check_absmax(absmax: Tensor, shape: Sequence[int], kind: Kind, settings: Bnb
     if absmax[block] <= limit:
         return
     start = block * settings.blocksize
-    values = look(start, min(start + settings.blocksize, torch.Size(shape).numel())) if look else absmax[block][None]
-    first = int(values.abs().argmax())
+    values = look(start, min(start + settings.blocksize, prod(shape))) if look else absmax[block : block + 1]
+    first = int(np.abs(values).argmax())
     raise _refusal(float(values[first]), _place(start + first, shape, kind), limit, _MEAN)
 
 
@@ -84,7 +90,7 @@ def _largest(blocks: int, settings: Bnb4bit) -> float:
 
 def _place(index: int, shape: Sequence[int], kind: Kind) -> list[int]:
     """A flat index of a weight [out, in] as indices of the weight that the module holds."""
-    place = [int(each) for each in torch.unravel_index(torch.tensor(index), tuple(shape))]
+    place = [int(each) for each in np.unravel_index(index, tuple(shape))]
     return place[::-1] if kind == "conv1d" else place
 
 
@@ -92,11 +98,11 @@ def _check_values(weight: Tensor, *, limit: float, beyond: str) -> None:
     if weight.numel() == 0:
         return
     values = weight.detach()
-    low, high = (each.item() for each in torch.aminmax(values))
+    low, high = (each.item() for each in values.aminmax())
     if -limit <= low and high <= limit:  # NaN compares false with everything, so the test is for what is fine
         return
-    worst = values.abs().argmax()  # NaN counts as the largest
-    place = [int(each) for each in torch.unravel_index(worst, values.shape)]
+    worst = int(values.abs().argmax())  # NaN counts as the largest
+    place = [int(each) for each in np.unravel_index(worst, tuple(values.shape))]
     raise _refusal(float(values[tuple(place)]), place, limit, beyond)
 
 

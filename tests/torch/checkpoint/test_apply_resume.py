@@ -239,17 +239,17 @@ def test_what_a_rerun_cannot_mend_leaves_nothing(source: Path) -> None:
 def test_a_shard_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after it was written; the manifest takes that hash, and it is the right one."""
     hashed: dict[str, list[str]] = {"shards": [], "manifest": []}
-    digest_fd, digest_file = work_module.digest_fd, manifest_module.digest_file
+    hash_fd, digest_file = work_module.hash_fd, manifest_module.digest_file
 
-    def of_shard(fd: int, path: Path) -> Digest:
+    def of_shard(fd: int, path: Path) -> str:
         hashed["shards"].append(path.name)
-        return digest_fd(fd, path)
+        return hash_fd(fd, path)
 
     def of_manifest(path: Path, *, root: Path) -> Digest:
         hashed["manifest"].append(path.name)
         return digest_file(path, root=root)
 
-    monkeypatch.setattr(work_module, "digest_fd", of_shard)
+    monkeypatch.setattr(work_module, "hash_fd", of_shard)
     monkeypatch.setattr(manifest_module, "digest_file", of_manifest)
     run(save_tiny("llama", tmp_path / "llama"), tmp_path / "out", max_shard_bytes=SHARD_BYTES)
     assert hashed["shards"] == [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]

@@ -136,13 +136,25 @@ for shard in job.shards:
 print(sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "['numpy', 'torch']\n"
+    assert done.stdout == "['numpy']\n"
+
+
+@linux
+@pytest.mark.parametrize("takes_torch", [False, True], ids=["without", "with"])
+def test_workers_have_torch_only_where_it_is_used(source: Path, tmp_path: Path, takes_torch: bool) -> None:
+    """No process of the crew has its library in memory, unless it was asked for."""
+    job = job_of(source)
+    assert not any(step.takes_torch for shard in job.shards for step in shard.steps)
+    with Crew(2, torch=takes_torch) as crew, crew.executor(job, tmp_path) as executor:
+        for _ in write_shards(job.shards, tmp_path, executor):
+            maps = [Path(f"/proc/{pid}/maps").read_text() for pid in crew.footprint.pids if pid != os.getpid()]
+    assert [("libtorch" in each) for each in maps] == [takes_torch] * 3
 
 
 def test_a_guest_is_a_copy_of_the_head() -> None:
     """A process of its own, in which torch takes as many threads as here by default."""
     with Crew(1, guest=True) as crew:
-        assert crew.call(torch.get_num_threads) == crew.threads == torch.get_num_threads()
+        assert crew.call(torch.get_num_threads) == torch.get_num_threads()
         assert len(set(crew.footprint.pids)) == 3
 
 
@@ -261,10 +273,10 @@ def test_the_lock_is_given_back_at_the_end(source: Path, tmp_path: Path) -> None
 
 
 PARENT = """
-import sys, time
+import os, sys, time
 from rulequant.torch.checkpoint.crew import Crew
-crew = Crew(2)
-crew.threads
+crew = Crew(2, guest=True)
+crew.call(os.getpid)
 print(crew._head.pid, flush=True)
 time.sleep(60)
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from steps import source_of, weight_of
 
-from rulequant.torch.checkpoint.gathering import gather
+from rulequant.torch.checkpoint.gathering import gather, tensor_of
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Block
 
@@ -63,5 +63,5 @@ def test_any_slice_of_the_matrix(expected: torch.Tensor, blocks: list[tuple[str,
     ranges = [(0, len(flat))] + [tuple(sorted(chosen.sample(range(len(flat) + 1), 2))) for _ in range(60)]
     with CheckpointReader.open(tmp_path / "source") as reader:
         for start, stop in ranges:
-            found = gather(reader, placed, expected.shape[1], start, stop, torch.bfloat16)
+            found = tensor_of(gather(reader, placed, expected.shape[1], start, stop, "BF16"), "BF16")
             assert found.equal(flat[start:stop]), (start, stop)

@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
 
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint.boxes import ScatteredError
-from rulequant.torch.checkpoint.gathering import gather
+from rulequant.torch.checkpoint.gathering import gather, tensor_of
 from rulequant.torch.checkpoint.keys import Conversion
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.tracing import converted_layouts
@@ -85,7 +85,8 @@ class Plain:
         with CheckpointReader.open(self.folder) as reader:
             for name, layout in layouts.items():
                 numel, columns = torch.Size(layout.shape).numel(), layout.shape[-1]
-                values = gather(reader, layout.blocks(columns), columns, 0, numel, torch.bfloat16)
+                bits = gather(reader, layout.blocks(columns), columns, 0, numel, "BF16")
+                values = tensor_of(bits, "BF16")
                 found[name] = values.clone().reshape(layout.shape)
         return found
 

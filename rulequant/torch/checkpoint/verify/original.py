@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rulequant.diagnostics import Diagnostic
 from rulequant.errors import RulequantError
 from rulequant.schemes import Scheme
 from rulequant.torch.checkpoint.files import printable
-from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather
+from rulequant.torch.checkpoint.gathering import gather
 from rulequant.torch.checkpoint.header import TensorEntry
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Step
@@ -159,7 +158,7 @@ def _far_off(weight: WeightError) -> Diagnostic | None:
 
 def _difference(output: CheckpointReader, source: CheckpointReader, step: Step) -> Diagnostic | None:
     """Where a tensor that is not quantized is not that of the original, cast as apply casts it."""
-    (wanted,), dtype = step.tensors, TORCH_DTYPES[step.dtype]
+    (wanted,) = step.tensors
     entry = output.entry(wanted.name)
     if (entry.dtype, entry.shape) != (step.dtype, wanted.shape):
         what = f"is {entry.dtype}{list(entry.shape)}, the original makes {step.dtype}{list(wanted.shape)}"
@@ -167,11 +166,11 @@ def _difference(output: CheckpointReader, source: CheckpointReader, step: Step) 
     size = entry.item_size
     for start in range(0, step.numel, _CHUNK):
         stop = min(start + _CHUNK, step.numel)
-        expected = gather(source, step.blocks, step.columns, start, stop, dtype).view(torch.uint8)
-        found = torch.frombuffer(output.read_slice(entry.name, start * size, (stop - start) * size), dtype=torch.uint8)
-        different = expected.ne(found).nonzero()
-        if len(different):
-            element = start + int(different[0]) // size
+        expected = gather(source, step.blocks, step.columns, start, stop, step.dtype).view(np.uint8)
+        found = np.frombuffer(output.read_slice(entry.name, start * size, (stop - start) * size), np.uint8)
+        different = expected != found
+        if different.any():
+            element = start + int(different.argmax()) // size
             return _differs(wanted.name, f"is not that of the original from element {element:,} on")
     return None
 

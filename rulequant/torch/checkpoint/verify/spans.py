@@ -6,11 +6,12 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rulequant.schemes import Scheme
-from rulequant.torch.checkpoint.gathering import TORCH_DTYPES, gather
+from rulequant.torch.checkpoint.gathering import gather, tensor_of
 from rulequant.torch.checkpoint.header import ITEM_SIZES, TensorEntry
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.step import Step
@@ -51,7 +52,7 @@ class StoredParts:
         size = ITEM_SIZES[entry.dtype]
         last = entry.numel if stop is None else min(stop, entry.numel)
         data = self._reader.read_slice(entry.name, start * size, (last - start) * size)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]) if data else torch.empty(0)
+        return tensor_of(np.frombuffer(data, np.uint8), entry.dtype) if data else torch.empty(0)
 
     def whole(self) -> dict[str, Tensor]:
         """All tensors as they are."""
@@ -84,10 +85,12 @@ class _Originals:
 
     def __init__(self, source: CheckpointReader, step: Step) -> None:
         self._source, self._step = source, step
-        self._dtype = torch.float64 if any(each.dtype == "F64" for each in step.entries) else torch.float32
+        self._dtype = "F64" if any(each.dtype == "F64" for each in step.entries) else "F32"
 
     def values(self, start: int, stop: int) -> Tensor:
-        return gather(self._source, self._step.blocks, self._step.columns, start, stop, self._dtype)
+        return tensor_of(
+            gather(self._source, self._step.blocks, self._step.columns, start, stop, self._dtype), self._dtype
+        )
 
 
 class _Decoded:
