@@ -2,8 +2,9 @@
 
 The reasons of those of which too little is quantized are in tests/zoo/below.json; what is missing there, or there
 without need, is printed. With `--forward`, which takes ten minutes or more, a tiny random model of each is built
-instead, quantized and run, then applied, loaded and run again: tests/zoo/runs.json says how those that run are built,
-and all that goes wrong is printed.
+before, quantized and run, then applied, loaded and run again: tests/zoo/runs.json says how those that run are built,
+tests/zoo/refused.json what keeps some of them from the last step. Of those that do not run, tests/zoo/without.json is
+to say why; what is missing there is printed too.
 """
 
 # ruff: noqa: E402  the zoo lies beside the tests
@@ -14,6 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -22,8 +24,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 warnings.simplefilter("ignore")
 
 from zoo.classes import Architecture, architectures
-from zoo.forward import RUNS, first_run, prepare, quantized, reloaded
+from zoo.forward import RUNS, first_run, known_runs
 from zoo.page import PAGE, page, reasons
+from zoo.proof import REFUSED, Proof, Stage, prove, without
 from zoo.survey import ENOUGH, survey
 
 
@@ -41,33 +44,42 @@ def write_page() -> None:
 
 
 def run_all() -> None:
-    """Find a tiny model of each architecture that runs, write down how, and quantize and apply it."""
-    runs: dict[str, tuple[str, int]] = {}
-    counts = dict.fromkeys(("runs", "quantized", "applied"), 0)
-    for each in architectures():
-        found = first_run(each)
-        if found is None:
-            continue
-        runs[each.model_type] = (found.cut, found.number)
-        reached = prove(each, found.cut, found.number)
-        counts = {name: count + (number < reached) for number, (name, count) in enumerate(counts.items())}
-    lines = (f"{json.dumps(name)}: {json.dumps(each)}" for name, each in sorted(runs.items()))
-    RUNS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    say(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    """Prove all that can be proved with a tiny model of each architecture, and write it down."""
+    known = known_runs()
+    found = {each.model_type: proved(each, known.get(each.model_type)) for each in architectures()}
+    runs = {name: run for name, (run, _) in found.items() if run}
+    proofs = {name: proof for name, (run, proof) in found.items() if run}
+    write_table(RUNS, runs)
+    write_table(REFUSED, {name: each.gist for name, each in proofs.items() if each.stage < Stage.ROUND_TRIP})
+    for name in sorted((found.keys() - runs.keys()) ^ without().keys()):
+        say(f"{name}: {'runs now' if name in runs else 'does not run, and tests/zoo/without.json does not say why'}")
+    for name, each in proofs.items():
+        if each.stage == Stage.RUNS:
+            say(f"{name}: does not run quantized: {each.obstacle}")
+    reached = [sum(each.stage >= stage for each in proofs.values()) for stage in (1, 2, 3)]
+    say("of {} architectures {} run, {} quantized, {} from a checkpoint".format(len(found), *reached))
 
 
-def prove(architecture: Architecture, cut: str, number: int) -> int:
-    """How far an architecture comes: 1 where it runs, 2 quantized, 3 from a checkpoint; what goes wrong is printed."""
-    reached = 1
-    try:
-        quantized(prepare(architecture, cut, number))
-        reached = 2
-        with tempfile.TemporaryDirectory() as folder:
-            reloaded(architecture, prepare(architecture, cut, number), Path(folder))
-        reached = 3
-    except Exception as error:
-        say(f"{architecture.model_type}: {('', 'quantized', 'applied')[reached]}: {type(error).__name__}: {error}")
-    return reached
+def proved(architecture: Architecture, known: tuple[str, int] | None) -> tuple[tuple[str, int] | None, Proof]:
+    """How a tiny model is built and called, and how far it comes; the way that is known is tried first."""
+    proof = proof_of(architecture, known) if known else Proof(Stage.NOTHING)
+    if proof.stage > Stage.NOTHING:
+        return known, proof
+    run = first_run(architecture)
+    new = (run.cut, run.number) if run else None
+    return new, proof_of(architecture, new) if new else proof
+
+
+def proof_of(architecture: Architecture, run: tuple[str, int]) -> Proof:
+    """How far a tiny model comes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return prove(architecture, *run, Path(folder))
+
+
+def write_table(path: Path, table: Mapping[str, object]) -> None:
+    """One line for each architecture, sorted."""
+    lines = (f"{json.dumps(name)}: {json.dumps(each, ensure_ascii=False)}" for name, each in sorted(table.items()))
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def say(text: str) -> None:
@@ -76,4 +88,6 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run_all() if "--forward" in sys.argv[1:] else write_page()
+    if "--forward" in sys.argv[1:]:
+        run_all()
+    write_page()

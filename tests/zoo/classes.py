@@ -24,6 +24,13 @@ _FIRST = (
 """The tasks whose class is the one that checkpoints of a language model are of, a part of a model last."""
 
 
+_WHOLE = {
+    "musicgen": "MusicgenForConditionalGeneration",
+    "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
+}
+"""Where another task than the first has the class of this config, and not of a part of it."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A `config.model_type`, and the name of the class that a checkpoint of it is of."""
@@ -37,7 +44,10 @@ class Architecture:
 
     def load_class(self) -> Any:
         """The class of the model, imported."""
-        module = importlib.import_module(self.config_class().__module__.rpartition(".")[0])
+        own = self.config_class().__module__
+        module = importlib.import_module(own.rpartition(".")[0])
+        if not hasattr(transformers, self.model_class) and not hasattr(module, self.model_class):
+            module = importlib.import_module(own.replace(".configuration_", ".modeling_"))  # not exported
         return getattr(transformers, self.model_class, None) or getattr(module, self.model_class)
 
 
@@ -51,7 +61,7 @@ def _found() -> Iterator[Architecture]:
     for model_type in CONFIG_MAPPING:
         name = next((found for mapping in mappings if (found := mapping.get(model_type))), None)
         if name:
-            yield Architecture(model_type, name if isinstance(name, str) else name[0])
+            yield Architecture(model_type, _WHOLE.get(model_type, name if isinstance(name, str) else name[0]))
 
 
 def _mappings() -> list[dict[str, Any]]:

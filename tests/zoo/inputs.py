@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.special import special_inputs
+
 __all__ = ["Inputs", "possible_inputs"]
 
 Inputs = dict[str, Any]
@@ -18,6 +20,7 @@ _PARTS = ("vision_config", "backbone_config", "encoder", "image_config", "audio_
 def possible_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Small batches that the model may take, by its main input and its other arguments; the likely ones first."""
     torch.manual_seed(1)
+    yield from special_inputs(model)
     config: Any = model.config
     main: Any = model.main_input_name
     parameters = inspect.signature(model.forward).parameters.values()
@@ -25,8 +28,10 @@ def possible_inputs(model: nn.Module) -> Iterator[Inputs]:
     required = [
         each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
     ]
-    if {"hidden_states", "grid_thw"} <= arguments:
-        yield from _packed_patches(config)
+    patches = next((each for each in ("hidden_states", "pixel_values") if each in required), None)
+    grid = next((each for each in ("grid_thw", "image_grid_thw") if each in arguments), None)
+    if patches and grid and "input_ids" not in arguments:
+        yield from _packed_patches(patches, grid, config)
     for name in dict.fromkeys([*([main] if isinstance(main, str) else main), *required]):
         yield from _BY_NAME.get(name, _unknown)(name, config, arguments)
 
@@ -76,11 +81,11 @@ def _images(config: Any) -> Iterator[Tensor]:
             yield torch.randn(1, channels, side, side)
 
 
-def _packed_patches(config: Any) -> Iterator[Inputs]:
+def _packed_patches(name: str, grid: str, config: Any) -> Iterator[Inputs]:
     channels = _int(config, "in_channels", "in_chans", "num_channels") or 3
-    patch, time = _int(config, "patch_size") or 14, _int(config, "temporal_patch_size") or 1
+    patch, time = _int(config, "patch_size") or 14, _int(config, "temporal_patch_size", "patch_temporal") or 1
     for shape in ((16, channels * time * patch * patch), (16, channels, patch, patch)):
-        yield {"hidden_states": torch.randn(shape), "grid_thw": torch.tensor([[1, 4, 4]])}
+        yield {name: torch.randn(shape), grid: torch.tensor([[1, 4, 4]])}
 
 
 def _waves(name: str, config: Any, arguments: set[str]) -> Iterator[Inputs]:

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from zoo.classes import Architecture
+from zoo.cuts import CUTS, VOCABULARY, Cut, Settings, smaller
 
-__all__ = ["CUTS", "tiny_model"]
+__all__ = ["tiny_model"]
 
 MAX_PARAMETERS = 40_000_000
-VOCABULARY = 300
-_NAMED = (  # by what the name of a setting ends with; the first that fits
-    (r"(key_value|kv)_heads|n_head_kv|num_kv_heads", 2),
-    (r"heads|n_head", 4),
-    (r"qk_rope_head_dim|qk_nope_head_dim|rotary_dim|index_head_dim", 8),
-    (r"head_dim|d_kv|attention_head_size|kv_channels", 16),
-    (r"lora_rank|dt_rank|time_step_rank", 32),
-    (r"intermediate_size|ffn_dim|ffn_hidden_size|d_ff|n_inner|mlp_dim|intermediate_size_mlp|dim_feedforward", 128),
-    (r"hidden_size|d_model|n_embd|embed_dim|embedding_size|hidden_dim|projection_dim|^dim|width|lru_width|out_dim", 64),
-)
-_LAYERS = re.compile(r"(layers?|depths?|n_layer|num_blocks|num_stages)$")
-_NOT_LAYERS = re.compile(
-    r"period|offset|interval|step|freq|nextn|predict|mtp|index|(^|_)ids?(_|$)|skip|select|type|replace|feat_extract|shared"
-)
-_EXPERTS = re.compile(r"(?<!shared_)(experts|n_routed_experts|moe_num_experts|num_local_experts)$")
-_CHOSEN = re.compile(r"experts_per_tok|num_experts_per_token|moe_topk|moe_k|^top_k")
-_POSITIONS = re.compile(r"max_position|n_positions|max_source|max_target|n_ctx")
-_FEED_FORWARD = re.compile(r"intermediate|ffn|d_ff|n_inner|mlp_dim|feedforward")
-_DIMENSIONS = re.compile(
-    r"hidden_size|d_model|n_embd|embed|hidden_dim|projection|^dim$|width|intermediate|ffn|d_ff|n_inner|mlp_dim|head_dim"
-    r"|d_kv|lora_rank|dt_rank|kv_channels|conv_dim|channels|rotary_dim|feedforward"
-)
-_NOT_DIMENSIONS = re.compile(r"num_channels|in_channels|image|input|audio_channels|position|type|ratio|std|drop")
-_HIDDEN = ("hidden_size", "d_model", "n_embd", "embed_dim", "hidden_dim", "dim")
-_HEADS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "attention_heads")
+SETTINGS: dict[str, Settings] = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
+"""{model_type: settings} of configs, those of a model's parts too, that need more than to be cut.
+
+They lack what their model needs, or ask for sizes to fit that no rule here knows of, or for timm, in whose place a
+backbone of transformers goes.
+"""
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layer")
 _RECOMPUTED = {
     *("model_type", "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"),
     *("out_features", "out_indices", "stage_names", "_out_features", "_out_indices"),
 }
-
-Settings = dict[str, Any]
-Cut = Callable[[str, int, Settings], int]
 
 
 def tiny_model(architecture: Architecture, cut: str) -> nn.Module:
@@ -63,32 +44,41 @@ def tiny_model(architecture: Architecture, cut: str) -> nn.Module:
         raise ValueError(f"{size:,} parameters are not tiny")
     torch.manual_seed(0)
     real: nn.Module = architecture.load_class()(config(**settings))
+    _fill_in(real)
     return real.float().eval()
+
+
+def _fill_in(model: nn.Module) -> None:
+    """Some classes leave parameters as the memory was; those of which that can be seen are made random."""
+    for each in model.parameters():
+        if each.numel() and not float(each.detach().abs().max()) < 100:  # NaN is not less either
+            nn.init.normal_(each, std=0.02)
 
 
 def _settings(config: Any, cut: Cut) -> Settings:
     values = {key: value for key, value in config.to_dict().items() if key not in _RECOMPUTED}
-    layers = _layers(values)
-    tokens = iter(range(VOCABULARY - 1, 0, -1))
+    layers = _layers(values) | _outputs(config, values)
+    tokens = iter(range(min(VOCABULARY, max(values.get("vocab_size") or VOCABULARY, 50)) - 1, 0, -1))
     settings: Settings = {}
     for key, value in values.items():
         part = vars(config).get(key)
         if hasattr(part, "to_dict"):
             settings[key] = _settings(part, cut) | {"model_type": part.model_type}
         else:
-            settings[key] = layers[key] if key in layers else _value(key, value, values, cut, tokens)
-    _fit_sections(settings)
+            settings[key] = layers[key] if key in layers else smaller(key, value, values, cut, tokens)
+    settings |= layers
+    for fit in _FITS:
+        fit(settings, values)
+    return _merged(settings, SETTINGS.get(config.model_type, {}))
+
+
+def _merged(settings: Settings, more: Settings) -> Settings:
+    """The settings with those of a table, which name the parts of a part that differ, or another one for it."""
+    for key, value in more.items():
+        old = settings.get(key)
+        parts = isinstance(old, dict) and isinstance(value, dict) and "model_type" not in value
+        settings[key] = _merged(old, value) if parts else copy.deepcopy(value)
     return settings
-
-
-def _fit_sections(settings: Settings) -> None:
-    """The parts of a head that rotate by time, height and width have to add up to half of it."""
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = settings.get(key)
-        if isinstance(rope, dict) and "mrope_section" in rope:
-            width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
-            half = int(width * rope.get("partial_rotary_factor", settings.get("partial_rotary_factor") or 1)) // 2
-            settings[key] = rope | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
 
 
 def _layers(values: Settings) -> Settings:
@@ -99,86 +89,60 @@ def _layers(values: Settings) -> Settings:
         for key, value in values.items()
         if isinstance(value, list) and len(value) == number > 2 and all(isinstance(x, str | int | float) for x in value)
     }
-    if not lists:
+    special = {int(index): value for index, value in (values.get("per_layer_config") or {}).items()}
+    if not lists and not special:
         return {}
-    kinds = list(zip(*lists.values(), strict=True))
+    kinds = list(zip(*lists.values(), (json.dumps(special.get(each)) for each in range(number)), strict=True))
     chosen = sorted({kinds.index(each) for each in kinds})[:6]
     chosen = chosen if len(chosen) > 1 else [0, 1]
     found: Settings = {key: [value[index] for index in chosen] for key, value in lists.items()}
+    if special:
+        found["per_layer_config"] = {str(new): special[old] for new, old in enumerate(chosen) if old in special}
     return found | {key: len(chosen) for key in _DEPTHS if isinstance(values.get(key), int)}
 
 
-def _value(key: str, value: Any, values: Settings, cut: Cut, tokens: Iterator[int]) -> Any:
-    if type(value) is int:
-        is_token = key.endswith(("token_id", "token_index")) and value >= 50
-        return next(tokens) if is_token else _integer(key, value, values, cut)
-    if isinstance(value, list | tuple) and value and all(type(each) is int for each in value):
-        return type(value)(_integer(key, each, values, cut) for each in value)
-    return value
+def _outputs(config: Any, values: Settings) -> Settings:
+    """Of a backbone as many of its outputs as before: the last layers, or the same stages."""
+    indices = list(vars(config).get("_out_indices") or ())
+    if len(indices) < 2:
+        return {}
+    depth = next((key for key in _DEPTHS if isinstance(values.get(key), int)), None)
+    if depth is None or "depths" in values:
+        return {"out_indices": indices}
+    return {"out_indices": list(range(1, len(indices) + 1)), depth: len(indices)}
 
 
-def _integer(key: str, value: int, values: Settings, cut: Cut) -> int:
-    if "vocab" in key and value > VOCABULARY and "hash" not in key:
-        return VOCABULARY
-    if _LAYERS.search(key) and not _NOT_LAYERS.search(key):
-        return min(value, 2)
-    if _EXPERTS.search(key):
-        return min(value, 4)
-    if _CHOSEN.search(key):
-        return min(value, 2)
-    if _POSITIONS.search(key):
-        return min(value, 512)
-    return _integer_of_its_own(key, value, values, cut)
-
-
-def _integer_of_its_own(key: str, value: int, values: Settings, cut: Cut) -> int:
-    if key in {"n_group", "topk_group", "num_expert_group"}:
-        return 1
-    if re.search(r"image_size|img_size", key):
-        patch = values.get("patch_size")
-        return min(value, 4 * patch) if isinstance(patch, int) and cut is not _kept else value
-    return cut(key, value, values)
-
-
-def _divided(key: str, value: int, values: Settings) -> int:
-    """As below, but for feed-forward layers, which stand apart from the others: theirs is a multiple of a block."""
-    if _FEED_FORWARD.search(key) and value >= 128:
-        return 128
-    return _divided_throughout(key, value, values)
-
-
-def _divided_throughout(key: str, value: int, values: Settings) -> int:
-    """Dimensions divided by one number, so that what has to be equal, or a multiple, still is."""
-    if not _DIMENSIONS.search(key) or _NOT_DIMENSIONS.search(key):
-        return value
-    hidden, heads = _first(values, _HIDDEN), _first(values, _HEADS) or 1
-    if not hidden:
-        return max(1, value // 4) if value % 4 == 0 else value
-    sizes = {each: hidden // each for each in (64, 32, 16, 8, 4, 2) if hidden % each == 0}
-    factor = next((each for each, size in sizes.items() if size and size % 64 == 0 and size % (heads * 4) == 0), 1)
-    return value // factor if value % factor == 0 else value
-
-
-def _first(values: Settings, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := values.get(name), int)), None)
-
-
-def _named(key: str, value: int, values: Settings) -> int:
-    """Dimensions by their names."""
+def _fit_sections(settings: Settings, values: Settings) -> None:
+    """The parts of a head that rotate by time, height and width have to add up to half of it."""
     del values
-    return next((small for pattern, small in _NAMED if re.search(f"(^|_)({pattern})$", key)), value)
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = settings.get(key)
+        if isinstance(rope, dict) and "mrope_section" in rope:
+            width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+            half = int(width * rope.get("partial_rotary_factor", settings.get("partial_rotary_factor") or 1)) // 2
+            settings[key] = rope | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
 
 
-def _kept(key: str, value: int, values: Settings) -> int:
-    """Nothing but the number of layers, experts and tokens."""
-    del key, values
-    return value
+def _fit_latent_heads(settings: Settings, values: Settings) -> None:
+    """Heads of latent attention have a part that rotates and one that does not."""
+    rotates, other = values.get("qk_rope_head_dim"), values.get("qk_nope_head_dim")
+    if rotates and other and values.get("qk_head_dim") == rotates + other and values.get("head_dim") == rotates:
+        settings["head_dim"] = settings["qk_rope_head_dim"]
+        settings["qk_head_dim"] = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
 
 
-CUTS: dict[str, Cut] = {
-    "divided": _divided,
-    "divided throughout": _divided_throughout,
-    "named": _named,
-    "kept": _kept,
-}
-"""Ways of cutting; which one makes a model that runs differs from class to class."""
+def _fit_mamba_heads(settings: Settings, values: Settings) -> None:
+    """The heads of a state-space layer make up its inner size."""
+    heads, width = values.get("mamba_n_heads"), values.get("mamba_d_head")
+    if heads and width and heads * width == values["mamba_expand"] * values["hidden_size"]:
+        settings |= {"mamba_n_heads": 4, "mamba_d_head": settings["mamba_expand"] * settings["hidden_size"] // 4}
+
+
+def _fit_stages(settings: Settings, values: Settings) -> None:
+    """There are as many stages as depths are listed, however small."""
+    if "num_stages" in values and isinstance(values.get("depths"), list):
+        settings["num_stages"] = len(values["depths"])
+
+
+Fit = Callable[[Settings, Settings], None]
+_FITS: tuple[Fit, ...] = (_fit_sections, _fit_latent_heads, _fit_mamba_heads, _fit_stages)
