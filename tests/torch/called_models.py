@@ -18,7 +18,8 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * width, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.register_buffer("scale", torch.full((width,), 0.5))
-        self.register_buffer("phase", torch.linspace(0, 1, width), persistent=False)
+        # Not by linspace: once transformers has loaded a model, torch may no longer know it on meta.
+        self.register_buffer("phase", torch.arange(width) / width, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(functional.gelu(self.up(self.norm(x) * self.scale + self.phase)))
