@@ -35,6 +35,8 @@ _OF_WORKERS = (
     "rulequant.torch.checkpoint.work",
 )
 _PR_SET_PDEATHSIG = 1
+_RARELY = 200_000
+"""Objects more than before; what a large model is on meta, some times over."""
 # The run hears of these itself, and ends its workers when it has cleaned up; from a terminal they come to all at once.
 _LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
     control, guest, *workers = (socket.socket(fileno=int(each)) for each in arguments)
     # A thread of numpy's linear algebra, which nothing here uses, would make forking unsafe.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Imports make much and throw little away: looking for cycles would take a sixth of their time.
+    gc.set_threshold(_RARELY)
     wire: Wire[Any, Any] = Connection(control.detach())
     with suppress(EOFError, OSError):
         beginning: Beginning = wire.recv()

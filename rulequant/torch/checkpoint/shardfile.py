@@ -207,9 +207,9 @@ class ShardFile:
         self._file.truncate(position)
         self._size = position
         self._file.write(header_bytes(_entries(self._places), self._arrangement.header_bytes), 0)
-        self._then += [(-1, Hashed(self.name)), (-1, Checked(self.name))]
-        if self._sync:
-            self._then.append((-1, Synced(self.name)))
+        # In this order the first of two workers syncs, which is waiting, and checks; the second does what takes longest.
+        last: list[Unit] = [*([Synced(self.name)] if self._sync else []), Hashed(self.name), Checked(self.name)]
+        self._then.extend((-1, each) for each in last)
         self._last = len(self._then)
 
     def _late_place(self, late: Late, offset: int) -> Place:
