@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rulequant.torch.arrays.floats import Bits, Float, magnitude_maxima, turned, turned_maxima
-from rulequant.torch.arrays.spans import scratch
+from rulequant.torch.arrays.spans import Cut, scratch
 from rulequant.torch.arrays.tables import FourBitTable
 
 __all__ = ["TINY", "encode_blocks", "pack", "ranks_of"]
@@ -29,42 +29,33 @@ LONGEST_TURNED = 128
 GROUP = 256
 """Blocks turned together: as many as stay in the fastest cache while they are read in steps."""
 
-ROW = 1 << 13
-"""Values compared with all midpoints while they are in the fastest cache."""
 
-ROWS = 2
-"""Rows compared in one call; the results take 15 bytes a value."""
-
-
-AT_A_TIME = 1 << 16
-"""Values that are scaled and compared together."""
-
-
-def encode_blocks(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
+def encode_blocks(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut) -> None:
     """Set `absmax` [count] and `packed` [count * blocksize / 2] of blocks [count, blocksize]."""
     count, blocksize = blocks.shape
     if blocksize > LONGEST_TURNED:
-        _encode_long(blocks, dtype, table, absmax, packed)
+        _encode_long(blocks, dtype, table, absmax, packed, cut)
         return
     whole = count // GROUP * GROUP
     for part, group in ((slice(0, whole), GROUP), (slice(whole, count), count - whole)):
         if part.start < part.stop:
             bytes_ = packed[part.start * blocksize // 2 : part.stop * blocksize // 2]
-            _encode_short(blocks[part], dtype, table, absmax[part], bytes_, group)
+            _encode_short(blocks[part], dtype, table, absmax[part], bytes_, cut, group)
 
 
-def ranks_of(scaled: Floats, midpoints: Floats) -> Bytes:
+def ranks_of(scaled: Floats, midpoints: Floats, cut: Cut) -> Bytes:
     """The number of midpoints [15, 1] below each value [n]. Scratch memory.
 
     numpy compares ten times as fast as torch, into bytes, which it also adds fast.
     """
     ranks = scratch("ranks", scaled.shape, np.uint8)
-    whole = len(scaled) // (ROW * ROWS) * ROW * ROWS
-    for at in range(0, whole, ROW * ROWS):
-        part = slice(at, at + ROW * ROWS)
-        _count_below(scaled[part].reshape(ROWS, 1, ROW), midpoints, ranks[part].reshape(ROWS, ROW))
-    for at in range(whole, len(scaled), ROW):
-        part = slice(at, at + ROW)
+    row, rows = cut.row, cut.rows
+    whole = len(scaled) // (row * rows) * row * rows
+    for at in range(0, whole, row * rows):
+        part = slice(at, at + row * rows)
+        _count_below(scaled[part].reshape(rows, 1, row), midpoints, ranks[part].reshape(rows, row))
+    for at in range(whole, len(scaled), row):
+        part = slice(at, at + row)
         _count_below(scaled[None, None, part], midpoints, ranks[None, part])
     return ranks
 
@@ -84,13 +75,15 @@ def pack(codes: Bytes, packed: Bytes) -> None:
     np.copyto(packed, pairs, casting="unsafe")
 
 
-def _encode_long(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes) -> None:
+def _encode_long(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut) -> None:
     absmax[:] = magnitude_maxima(blocks, dtype)
     factors, power = _factors(absmax, dtype)
-    _encode(blocks, dtype, table, factors[:, None], power, packed)
+    _encode(blocks, dtype, table, factors[:, None], power, packed, cut)
 
 
-def _encode_short(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, group: int) -> None:
+def _encode_short(
+    blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut, group: int
+) -> None:
     columns = turned(blocks, group)
     absmax[:] = turned_maxima(columns, dtype)
     factors, power = _factors(absmax, dtype)
@@ -99,7 +92,7 @@ def _encode_short(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Float
     for lane in range(blocks.itemsize):
         repeated[:, lane] = factors
     codes = scratch("turned bytes", (*columns.shape[:2], group * 2), np.uint8)
-    _encode(columns, dtype, table, repeated.reshape(len(columns), 1, -1), power, codes.reshape(-1))
+    _encode(columns, dtype, table, repeated.reshape(len(columns), 1, -1), power, codes.reshape(-1), cut)
     # The four codes of a block that lie in a row.
     fours = packed.view(np.uint16).reshape(len(columns), group, -1)
     np.copyto(fours, codes.view(np.uint16).transpose(0, 2, 1))
@@ -117,24 +110,27 @@ def _factors(absmax: Floats, dtype: Float) -> tuple[Floats, int]:
     return np.reciprocal(np.maximum(absmax, TINY)), 0
 
 
-def _encode(patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, power: int, packed: Bytes) -> None:
+def _encode(
+    patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, power: int, packed: Bytes, cut: Cut
+) -> None:
     midpoints = table.midpoints * np.float32(2.0**power)
     size = patterns[0].size
-    step = max(AT_A_TIME // size, 1)
+    step = max(cut.part // size, 1)
     for at in range(0, len(patterns), step):
         part = slice(at, at + step)
-        _encode_part(patterns[part], dtype, midpoints, factors[part], packed[at * size // 2 : (at + step) * size // 2])
+        bytes_ = packed[at * size // 2 : (at + step) * size // 2]
+        _encode_part(patterns[part], dtype, midpoints, factors[part], bytes_, cut)
     if table.fours is not None:
         fours = packed.view(np.uint16)
         # The mode that needs no test of the indices.
         np.take(table.fours, fours, out=fours, mode="clip")
 
 
-def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Floats, packed: Bytes) -> None:
+def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Floats, packed: Bytes, cut: Cut) -> None:
     planes = _planes(patterns, dtype)
     scaled = scratch("scaled", planes.shape, np.float32)
     np.multiply(planes, factors, out=scaled)
-    ranks = ranks_of(scaled.reshape(-1), midpoints)
+    ranks = ranks_of(scaled.reshape(-1), midpoints, cut)
     if len(planes) == 1:
         pack(ranks, packed)
         return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rulequant.torch.arrays.blocks import TINY, encode_blocks, pack, ranks_of
 from rulequant.torch.arrays.floats import Bits, Float, magnitude_maxima, to_float32
 from rulequant.torch.arrays.notfinite import refuse_not_finite
-from rulequant.torch.arrays.spans import CHUNK, in_parallel, scratch
+from rulequant.torch.arrays.spans import cut_for, in_parallel, scratch
 from rulequant.torch.arrays.tables import QUANT_TYPES, four_bit_table
 
 __all__ = ["BLOCKSIZES", "check_settings", "encode_4bit"]
@@ -45,19 +45,21 @@ def encode_4bit(
     check_settings(quant_type, blocksize)
     table = four_bit_table(quant_type)
     full = len(bits) // blocksize * blocksize
-    chunk = CHUNK * 2 // bits.itemsize
+    cut = cut_for(threads)
+    chunk = cut.chunk * 2 // bits.itemsize
 
     def encode_span(start: int, stop: int) -> None:
         for at in range(start, stop, chunk):
             end = min(at + chunk, stop)
             maxima = absmax[at // blocksize : end // blocksize]
-            encode_blocks(bits[at:end].reshape(-1, blocksize), dtype, table, maxima, packed[at // 2 : end // 2])
+            blocks = bits[at:end].reshape(-1, blocksize)
+            encode_blocks(blocks, dtype, table, maxima, packed[at // 2 : end // 2], cut)
 
     in_parallel(encode_span, full, chunk=chunk, threads=threads)
     if full < len(bits):
         with np.errstate(all="ignore"):
             scaled = _scaled_short_block(bits[full:], dtype, absmax[-1:])
-            pack(table.codes[ranks_of(scaled, table.midpoints)], packed[full // 2 :])
+            pack(table.codes[ranks_of(scaled, table.midpoints, cut)], packed[full // 2 :])
     refuse_not_finite(bits, dtype, absmax, blocksize, offset=offset)
 
 

@@ -29,6 +29,9 @@ FLOAT16_LIMIT = 65520.0
 CHUNK = 1 << 17
 """Values that go through all steps together, if the rows are not longer: what is computed from them is half a MB."""
 
+LONG_CHUNK = 1 << 19
+"""The same for several threads (`cut_for` says why)."""
+
 LARGEST_COARSE = np.float32(127 * 2.0**6)
 """The largest factor that takes 2^-14, float16's smallest number that is not subnormal, below 1/2 and so to 0."""
 
@@ -47,7 +50,7 @@ def encode_int8(
     if not rows.size:
         scales[:] = 0
         return
-    step = max(CHUNK // columns, 1)
+    step = max((CHUNK if threads == 1 else LONG_CHUNK) // columns, 1)
 
     def encode_span(start: int, stop: int) -> None:
         for at in range(start, stop, step):

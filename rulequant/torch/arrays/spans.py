@@ -6,19 +6,42 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHUNK", "in_parallel", "scratch"]
+__all__ = ["CHUNK", "Cut", "cut_for", "in_parallel", "scratch"]
 
-CHUNK = 1 << 18
-"""Elements of 16 bits that go through all steps together; with what is computed from them about 3 MB.
 
-Less would be kinder to the cache, but the calls into numpy would be too short: each has its overhead, and between two a
-thread needs the interpreter lock. When two threads want it at once, one sleeps for longer than a short call takes.
-"""
+@dataclass(frozen=True)
+class Cut:
+    """How many values are handled at a time."""
+
+    chunk: int
+    """Of 16 bits, that go through all steps together."""
+    part: int
+    """That are scaled and compared together."""
+    row: int
+    """That are compared with all midpoints while they are in the fastest cache."""
+    rows: int
+    """Compared in one call; the results take 15 bytes a value."""
+
+
+_FINE = Cut(chunk=1 << 18, part=1 << 16, row=1 << 13, rows=2)
+_COARSE = Cut(chunk=1 << 19, part=1 << 19, row=1 << 16, rows=8)
+
+CHUNK = _FINE.chunk
+
+
+def cut_for(threads: int) -> Cut:
+    """Small pieces stay in the cache. Threads want long calls instead: between two, each needs the interpreter lock.
+
+    When two threads want it at once, one sleeps for longer than a short call takes.
+    """
+    return _FINE if threads == 1 else _COARSE
+
 
 CHUNKS_A_SPAN = 4
 """Chunks that a thread takes at a time: about two milliseconds of work, so that handing out costs little."""

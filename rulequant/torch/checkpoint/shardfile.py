@@ -207,7 +207,7 @@ class ShardFile:
         self._file.truncate(position)
         self._size = position
         self._file.write(header_bytes(_entries(self._places), self._arrangement.header_bytes), 0)
-        # In this order the first of two workers syncs, which is waiting, and checks; the second does what takes longest.
+        # In this order the first of two workers syncs, which is waiting, and checks; the second does the longest.
         last: list[Unit] = [*([Synced(self.name)] if self._sync else []), Hashed(self.name), Checked(self.name)]
         self._then.extend((-1, each) for each in last)
         self._last = len(self._then)
