@@ -2,17 +2,20 @@
 
 Run with `python benchmarks/cpu_kernels.py`; `--help` lists the options. Rounds alternate between the two, and the best
 of each counts: on a busy machine look at the ratios, best with `--threads 1 --clock cpu`. Both get the same number of
-threads. Results are compared, too.
+threads; with `--processes` ours gets as many processes instead, each of which encodes some of the rows, as the workers
+of apply do. Results are compared, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +40,14 @@ class Case:
     weight: Tensor
     ours: Encode
     theirs: Encode
+    part: Callable[[Tensor], object]
+    """What a process does with its rows, on one thread."""
 
 
 def four_bit(weight: Tensor, threads: int, *, quant_type: str, blocksize: int, double_quant: bool) -> Case:
     """All the tensors that a checkpoint holds for a 4-bit weight."""
 
-    def ours() -> dict[str, Tensor]:
+    def encoded(weight: Tensor, threads: int) -> dict[str, Tensor]:
         packed, absmax = quantize_4bit(weight, quant_type=quant_type, blocksize=blocksize, threads=threads)
         state = quant_state(
             absmax,
@@ -51,6 +56,7 @@ def four_bit(weight: Tensor, threads: int, *, quant_type: str, blocksize: int, d
             dtype=weight.dtype,
             shape=weight.shape,
             double_quant=double_quant,
+            mean_threads=threads,
         )
         return {"weight": packed} | state
 
@@ -61,7 +67,8 @@ def four_bit(weight: Tensor, threads: int, *, quant_type: str, blocksize: int, d
         tensors: dict[str, Tensor] = state.as_dict(packed=True)
         return {"weight": packed} | tensors
 
-    return Case(f"{quant_type} {blocksize}{' double' if double_quant else ''}", weight, ours, theirs)
+    name = f"{quant_type} {blocksize}{' double' if double_quant else ''}"
+    return Case(name, weight, lambda: encoded(weight, threads), theirs, lambda rows: encoded(rows, 1))
 
 
 def int8(weight: Tensor, threads: int) -> Case:
@@ -75,7 +82,7 @@ def int8(weight: Tensor, threads: int) -> Case:
         values, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return {"weight": values, "SCB": scales}
 
-    return Case("int8", weight, ours, theirs)
+    return Case("int8", weight, ours, theirs, quantize_int8)
 
 
 def cases(shape: tuple[int, int], threads: int) -> Iterator[Case]:
@@ -106,6 +113,29 @@ def best_seconds(
     return best
 
 
+@contextmanager
+def in_processes(case: Case, count: int) -> Iterator[Callable[[], object]]:
+    """A call that has so many processes encode some of the rows each, and waits for all."""
+    fork = multiprocessing.get_context("fork")
+    begin, end = fork.Barrier(count + 1), fork.Barrier(count + 1)
+
+    def work(rows: Tensor) -> None:
+        while True:
+            begin.wait()
+            case.part(rows)
+            end.wait()
+
+    processes = [fork.Process(target=work, args=(rows,), daemon=True) for rows in case.weight.chunk(count)]
+    for each in processes:
+        each.start()
+    try:
+        yield lambda: (begin.wait(), end.wait())
+    finally:
+        for each in processes:
+            each.kill()
+            each.join()
+
+
 def copy_bandwidth(threads: int, rounds: int) -> float:
     """Bytes read and written per second by a copy of memory that no cache holds, on so many threads."""
     parts = [(np.ones(64 << 20, np.uint8), np.zeros(64 << 20, np.uint8)) for _ in range(threads)]
@@ -130,12 +160,13 @@ def machine(threads: int) -> str:
     )
 
 
-def line(case: Case, bandwidth: float, rounds: int, clock: Callable[[], float]) -> str:
+def line(case: Case, bandwidth: float, rounds: int, clock: Callable[[], float], processes: int) -> str:
     """One kernel: times, ratio, share of the copy's bandwidth, and whether the bytes are the same."""
     encoded, stock = case.ours(), case.theirs()
     same = list(encoded) == list(stock) and all(torch.equal(encoded[name], stock[name]) for name in stock)
     moved = case.weight.nbytes + sum(each.nbytes for each in encoded.values())
-    ours, theirs = best_seconds((case.ours, case.theirs), rounds, clock)
+    with in_processes(case, processes) if processes else nullcontext(case.ours) as encode:
+        ours, theirs = best_seconds((encode, case.theirs), rounds, clock)
     scale = 1e9 / case.weight.numel()
     dtype = str(case.weight.dtype).removeprefix("torch.")
     return (
@@ -152,7 +183,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: the time of all threads together")
+    parser.add_argument("--processes", action="store_true", help="processes in place of threads, for ours")
     options = parser.parse_args()
+    if options.processes and options.clock == "cpu":
+        parser.error("--processes is for the wall clock")
     torch.set_num_threads(options.threads)
     bandwidth = copy_bandwidth(options.threads, options.rounds)
     print(machine(options.threads))
@@ -160,7 +194,8 @@ def main() -> None:
     print(f"[{options.rows}, {options.columns}], best of {options.rounds}, ns per element ({options.clock})\n")
     print("kernel         from           ours bitsandbytes   ratio  of memory  same bytes")
     for case in cases((options.rows, options.columns), options.threads):
-        print(line(case, bandwidth, options.rounds, CLOCKS[options.clock]), flush=True)
+        count = options.threads if options.processes else 0
+        print(line(case, bandwidth, options.rounds, CLOCKS[options.clock], count), flush=True)
 
 
 if __name__ == "__main__":
