@@ -26,6 +26,8 @@ _WEIGHTS = frozenset({
     ".mlmodel", ".mlpackage", ".npz", ".pkl", ".pickle", ".nemo", ".tar", ".zip", ".xml",
 })  # fmt: skip
 """Weights in other formats, which would be those of the full-precision model."""
+_NO_WEIGHTS = frozenset({"spk_dict.pt"})
+"""Called so, and no weights: the voices of Qwen2.5-Omni, without which transformers does not load it."""
 _MAX_DEPTH = 3
 _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 
@@ -126,6 +128,8 @@ def _walk(folder: Path, above: Path = Path()) -> Iterator[Path]:
 
 
 def _is_weight(name: str) -> bool:
+    if name in _NO_WEIGHTS:
+        return False
     suffixes = {each.lower() for each in Path(name).suffixes}
     return Path(name).suffix.lower() in _WEIGHTS or ".ckpt" in suffixes or name.endswith(".index.json")
 

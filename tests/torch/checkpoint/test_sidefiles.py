@@ -34,6 +34,7 @@ COPIED = [
     "merges.txt",
     "modeling_own.py",
     "preprocessor_config.json",
+    "spk_dict.pt",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
