@@ -1,4 +1,4 @@
-"""Kernels for nf4, fp4 and int8 in numpy alone, bit patterns in, bytes out: those of bitsandbytes, ten times as fast.
+"""Kernels for nf4, fp4 and int8 in numpy alone, bit patterns in, bytes out: bitsandbytes' own, about ten times as fast.
 
 Neither torch nor bitsandbytes is imported here; torch only for a mean, where its order of addition is not known.
 `rulequant.torch.kernels` has the same for tensors. The bytes are those of bitsandbytes 0.50 on x86-64 CPUs.

@@ -1,4 +1,4 @@
-"""CPU kernels for nf4, fp4 and int8 on tensors: the bytes of bitsandbytes, at ten times its speed.
+"""CPU kernels for nf4, fp4 and int8 on tensors: the bytes of bitsandbytes, at about ten times its speed.
 
 Nothing here imports bitsandbytes. The work is done in `rulequant.torch.arrays`, which needs no torch.
 """
