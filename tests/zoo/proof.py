@@ -21,6 +21,7 @@ import rulequant.torch.transformers  # registers the quantizer
 from rulequant.errors import RulequantError
 from zoo.classes import Architecture
 from zoo.forward import Run, prepare, quiet
+from zoo.special import add_files
 
 __all__ = ["REFUSED", "Proof", "Stage", "prove", "refused", "without"]
 
@@ -37,7 +38,7 @@ EVERYTHING: dict[str, Any] = {
 """No skip at all: what may not be quantized is left to the engine to find."""
 _DECIDES = frozenset({"fastspeech2_conformer", "fastspeech2_conformer_with_hifigan", "sam3_tracker_video"})
 """Those of which a small error decides how many frames they put out, or whether they see an object at all."""
-_TELLS_NOTHING = frozenset({"jev"})
+_TELLS_NOTHING = frozenset({"jev", "qwen2_5_omni"})
 """Those whose `from_pretrained` cannot return what it found missing or unexpected."""
 
 
@@ -79,6 +80,7 @@ def prove(architecture: Architecture, cut: str, number: int, folder: Path) -> Pr
         original = run.first_outputs()
         with quiet():
             run.model.save_pretrained(folder / "source")
+            add_files(run.model, folder / "source")
         stage = Stage.RUNS
         rulequant.torch.apply(run.model, EVERYTHING)
         in_memory = run.outputs()

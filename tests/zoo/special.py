@@ -1,16 +1,18 @@
-"""What models of which the names of the arguments do not say enough are called with."""
+"""What models of which the names of the arguments do not say enough are called with, and files beside their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.special_pictures import PICTURES
 from zoo.special_sounds import SOUNDS
 
-__all__ = ["entry_point", "special_inputs"]
+__all__ = ["add_files", "entry_point", "special_inputs"]
 
 Inputs = dict[str, Any]
 _ENTRIES = {
@@ -33,6 +35,13 @@ def special_inputs(model: nn.Module) -> Iterator[Inputs]:
     make = (PICTURES | SOUNDS).get(_model_type(model))
     if make:
         yield make(model.config)
+
+
+def add_files(model: nn.Module, folder: Path) -> None:
+    """Put what `from_pretrained` wants of a model, and `save_pretrained` does not write, beside its checkpoint."""
+    if _model_type(model) == "qwen2_5_omni":
+        voice = {"bos_token": 5, "cond": torch.randn(1, 128), "ref_mel": torch.randn(1, 30, 80)}
+        torch.save({"Chelsie": voice}, folder / "spk_dict.pt")
 
 
 def _model_type(model: nn.Module) -> str:
