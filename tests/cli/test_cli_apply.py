@@ -247,15 +247,17 @@ def test_libraries_are_loud_when_asked(checkpoint: Path) -> None:
     assert done.stdout == "0\n"
 
 
-def test_a_broken_library_is_named(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["plan"], ["apply", "-o", "out", "--workers", "2"]], ids=lambda each: each[0])
+def test_a_broken_library_is_named(arguments: list[str], checkpoint: Path, tmp_path: Path) -> None:
     """What is installed and cannot be imported is no defect of rulequant; an import that fails elsewhere is."""
     stub = tmp_path / "stub" / "torch"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError('libcudart.so: cannot open shared object file')\n")
     environment = os.environ | {"PYTHONPATH": str(stub.parent)}
-    command = [sys.executable, "-m", "rulequant", "plan", str(checkpoint)]
+    command = [sys.executable, "-m", "rulequant", *arguments, str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
     assert "needs torch, which is installed and cannot be imported: libcudart.so: cannot open" in done.stderr
     assert "install it anew, with all that it needs: pip install 'rulequant[torch]'" in done.stderr
     with pytest.raises(ImportError, match="ours"), torch_extra("it"):

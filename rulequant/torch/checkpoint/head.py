@@ -77,7 +77,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     with suppress(EOFError, OSError):
         beginning: Beginning = wire.recv()
         if beginning.torch:
-            import_module("torch")
+            # Where it cannot be imported, who uses it finds that again, and is heard.
+            with suppress(ImportError, OSError):
+                import_module("torch")
         if beginning.guest:
             _fork(_serve_guest, guest, [wire, *workers])
         guest.close()
