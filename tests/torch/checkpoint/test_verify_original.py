@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -210,6 +212,19 @@ def test_another_model_of_the_same_size(made: Path) -> None:
     assert found.comparison is not None
     assert (found.comparison.equal, found.comparison.different) == (0, 7)
     assert sum(each.code == "RQ538" for each in found.diagnostics) == 14
+
+
+def test_threads_change_nothing_and_leave_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Findings and weights come in the same order, and torch has the threads that it had, also for later ones."""
+    before = torch.get_num_threads()
+    told = {}
+    for cores in (1, 5):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        told[cores] = verify(made / "out", made / "other").to_dict()
+    assert told[5] == told[1]
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 def test_an_unquantized_value_that_differs(made: Path, output: Path) -> None:

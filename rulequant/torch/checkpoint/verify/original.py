@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rulequant.diagnostics import Diagnostic
@@ -29,6 +34,8 @@ _EXACT = 1 << 10
 """Elements whose squares are added up in their own dtype."""
 _CHUNK = 1 << 20
 """Elements that are compared at a time."""
+_MOST_THREADS = 16
+"""Some spans for each are in memory, and no disk feeds many more."""
 
 _REMEDY = "is MODEL what the output was made from? If so, make it again with `rulequant apply`"
 
@@ -42,27 +49,47 @@ def compare(
     scheme_names: Mapping[str, str],
     told: Told = lambda *_: None,
 ) -> tuple[Comparison, list[Diagnostic]]:
-    """Compare every tensor of an output, one after the other, with what apply reads for it; and what is wrong.
+    """Compare every tensor of an output, several at a time, with what apply reads for it; and what is wrong.
 
-    `scheme_names` are those of the plan by module; `told` is called with each source tensor and its bytes.
+    `scheme_names` are those of the plan by module; `told` is called with each source tensor and its bytes, by one
+    thread at a time.
 
     Raises:
         CheckpointError: either checkpoint cannot be read.
     """
-    weights: list[WeightError] = []
-    findings: list[Diagnostic] = []
-    equal = different = 0
-    for step in steps:
+    lock = threading.Lock()
+
+    def compare_one(step: Step) -> tuple[WeightError | None, Diagnostic | None]:
         if step.scheme:
             measured, finding = _measured(output, source, step, scheme_names)
-            weights += [measured] if measured else []
         else:
-            finding = _difference(output, source, step)
-            equal, different = equal + (finding is None), different + (finding is not None)
-        findings += [finding] if finding else []
-        told(step.key, step.source_bytes)
-    weights.sort(key=lambda each: _badness(each.relative_error), reverse=True)
-    return Comparison(tuple(weights), equal, different), findings
+            measured, finding = None, _difference(output, source, step)
+        with lock:
+            told(step.key, step.source_bytes)
+        return measured, finding
+
+    with _threads() as pool:
+        found = list(pool.map(compare_one, steps))
+    weights = sorted((each for each, _ in found if each), key=lambda each: _badness(each.relative_error), reverse=True)
+    plain = [finding for step, (_, finding) in zip(steps, found, strict=True) if not step.scheme]
+    equal = sum(finding is None for finding in plain)
+    return Comparison(tuple(weights), equal, len(plain) - equal), [finding for _, finding in found if finding]
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads leave each other the cores: the interpreter lock is free in all that takes long here.
+
+    Setting the number of torch's threads in one thread sets it for those that start later, too, so it is set back.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            min(os.cpu_count() or 1, _MOST_THREADS), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measured(

@@ -19,7 +19,7 @@ from rulequant.torch.factories import LayerFactory, SpanFactory, factory_for
 
 __all__ = ["Span", "StoredParts", "spans"]
 
-_ELEMENTS = 1 << 22
+_ELEMENTS = 1 << 20
 """Values of a span, unless an expert or 4096 rows are more."""
 _MULTIPLE = 4096
 """What a span begins at a multiple of: the largest block size."""
