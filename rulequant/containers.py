@@ -11,6 +11,7 @@ from rulequant.escaping import module_text
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Bnb4bit, BnbInt8, Scheme
+from rulequant.ties import find_ties
 from rulequant.unfused import LAYOUT, expert_count, expert_linear
 from rulequant.vllm import vllm_notes
 
@@ -192,6 +193,7 @@ def _obstacles(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
     else:
         yield from _shared_settings(plan, inventory, known)
     yield from _foreign_modules(plan, inventory)
+    yield from _shared_weights(plan, inventory)
 
 
 def _shared_settings(plan: Plan, inventory: Inventory, used: Mapping[str, Scheme]) -> Iterator[Diagnostic]:
@@ -227,6 +229,26 @@ def _foreign_modules(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
         yield container_problem(
             "RQ551", f"transformers' bitsandbytes loader makes no quantized layer of the class {kind}: {_listed(names)}"
         )
+
+
+def _shared_weights(plan: Plan, inventory: Inventory) -> Iterator[Diagnostic]:
+    """Modules that share a weight, unless it is a 4-bit one and they have no bias: with those the loader is right.
+
+    The first int8 layer that runs takes the scales out of the weight, and the second takes the values for full ones;
+    and where transformers ties weights it adds zeros to the bias, one for each row of the packed weight.
+    """
+    spoilt: dict[str, list[str]] = {}
+    for names in dict.fromkeys(find_ties(inventory).twins.values()):
+        decision = plan.by_name[names[0]]
+        scheme = plan.schemes[decision.scheme] if decision.scheme else None
+        if isinstance(scheme, BnbInt8):
+            spoilt.setdefault("the scales of an int8 weight only to one of the layers that share it", []).append(
+                " = ".join(names)
+            )
+        elif isinstance(scheme, Bnb4bit) and any(inventory.by_name[each].tensor("bias") for each in names):
+            spoilt.setdefault("a wrong bias to layers that share a 4-bit weight", []).append(" = ".join(names))
+    for what, groups in spoilt.items():
+        yield container_problem("RQ551", f"transformers' bitsandbytes loader gives {what}: {_listed(groups)}")
 
 
 def _listed(names: list[str]) -> str:

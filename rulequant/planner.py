@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rulequant.checks import check_plan, in_layers, quantized_share
 from rulequant.containers import ContainerName, in_container
@@ -12,8 +12,9 @@ from rulequant.predicate import Objection, objections
 from rulequant.removal import taken_back
 from rulequant.ruleset import OriginRule, RemovedSkip, RuleSet
 from rulequant.selection import Selection, select
+from rulequant.ties import find_ties
 
-__all__ = ["decide", "make_plan", "tied_modules"]
+__all__ = ["decide", "held_by_ties", "make_plan"]
 
 
 def make_plan(rules: RuleSet, inventory: Inventory, container: ContainerName | None = "auto") -> Plan:
@@ -23,8 +24,8 @@ def make_plan(rules: RuleSet, inventory: Inventory, container: ContainerName | N
     this model, or of the model with the container, are in `diagnostics`; nothing is raised for them.
     """
     selection = select(rules, inventory)
-    tied = tied_modules(inventory)
-    decisions = tuple(decide(info, rules, selection, tied) for info in inventory.owners)
+    held = held_by_ties(rules, inventory, selection)
+    decisions = tuple(decide(info, rules, selection, held) for info in inventory.owners)
     plan = Plan(
         model=inventory.model,
         rules=rules.file,
@@ -40,12 +41,15 @@ def make_plan(rules: RuleSet, inventory: Inventory, container: ContainerName | N
     return in_container(plan, inventory, container) if container else plan
 
 
-def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, tied: frozenset[str]) -> Decision:
-    """The decision about one module: the first objection, or else the scheme of the first rule that selects it."""
+def decide(info: ModuleInfo, rules: RuleSet, selection: Selection, held: Mapping[str, str]) -> Decision:
+    """The decision about one module: the first objection, or else the scheme of the first rule that selects it.
+
+    `held` is what `held_by_ties` gives.
+    """
     rule = next(iter(selection.rules_of(info)), None)
     name = rule.selector.scheme if rule else rules.scheme
     scheme = rules.schemes.get(name) if name else None
-    objection = next(objections(info, rules, selection, scheme, tied), None)
+    objection = next(objections(info, rules, selection, scheme, held), None)
     if objection or scheme is None:
         return _keep(info, objection)
     return Decision(
@@ -80,13 +84,26 @@ def _keep(info: ModuleInfo, objection: Objection | None) -> Decision:
     )
 
 
-def tied_modules(inventory: Inventory) -> frozenset[str]:
-    """The modules whose `weight` is the same parameter as one of another module, whatever it is called there."""
-    tied: set[str] = set()
-    for info in inventory.modules:
-        for tensor in info.tensors:
-            if tensor.tied_to:
-                owner, _, name = tensor.tied_to.rpartition(".")
-                tied |= {info.name} if tensor.name == "weight" else set()
-                tied |= {owner} if name == "weight" else set()
-    return frozenset(tied)
+def held_by_ties(rules: RuleSet, inventory: Inventory, selection: Selection) -> dict[str, str]:
+    """Why modules that share a weight have to keep it, by their names.
+
+    Those that use it alike are quantized together or not at all: all of them, and by the same scheme.
+    """
+    ties = find_ties(inventory)
+    held = dict.fromkeys(ties.mixed, "its weight is the same parameter as another module's, which needs it as it is")
+    alone = {name: decide(inventory.by_name[name], rules, selection, {}) for name in ties.twins}
+    for name, twins in ties.twins.items():
+        why = _at_odds(alone[name], [alone[each] for each in twins], rules) if alone[name].quantize else None
+        if why:
+            held[name] = why
+    return held
+
+
+def _at_odds(decision: Decision, twins: Sequence[Decision], rules: RuleSet) -> str | None:
+    """Why a module cannot be quantized with those that share its weight."""
+    scheme = rules.schemes[str(decision.scheme)]
+    other = next((each for each in twins if each.scheme != decision.scheme), None)
+    if other is None:
+        return None if scheme.shares else f"{scheme.method} has no layers that share a weight, as it does with another"
+    what = f"stays ({other.reason})" if other.reason else f"gets `{other.scheme}`, and it would get `{decision.scheme}`"
+    return f"its weight is the same parameter as that of `{other.name}`, which {what}"

@@ -8,7 +8,7 @@ the scheme that the rules choose may not be able to hold the module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,10 +70,10 @@ def in_output_embeddings(info: ModuleInfo, rules: RuleSet) -> Objection | None:
     return None
 
 
-def _tied(info: ModuleInfo, tied: frozenset[str]) -> Objection | None:
-    if info.name not in tied:
+def _tied(info: ModuleInfo, held: Mapping[str, str]) -> Objection | None:
+    if info.name not in held:
         return None
-    return Objection("tied", "its weight is the same parameter as another module's, which needs it as it is")
+    return Objection("tied", held[info.name])
 
 
 def _kept_in_fp32(info: ModuleInfo) -> Objection | None:
@@ -89,17 +89,17 @@ def _weight_read_directly(info: ModuleInfo) -> Objection | None:
 
 
 def objections(
-    info: ModuleInfo, rules: RuleSet, selection: Selection, scheme: Scheme | None, tied: frozenset[str]
+    info: ModuleInfo, rules: RuleSet, selection: Selection, scheme: Scheme | None, held: Mapping[str, str]
 ) -> Iterator[Objection]:
     """Every reason against quantizing a module, in the order of the tests; none means `Quantize(M)`.
 
-    `tied` names the modules whose weight is also another module's.
+    `held` says why modules have to keep a weight that is also another module's, by their names.
     """
     tests = (
         in_quantizable_types(info, rules),
         in_skip_modules(info, selection),
         in_output_embeddings(info, rules),
-        _tied(info, tied),
+        _tied(info, held),
         _kept_in_fp32(info),
         _weight_read_directly(info),
         _unsupported(info, scheme),

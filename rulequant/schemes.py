@@ -54,6 +54,8 @@ class Scheme(BaseModel):
     """The kinds of modules that the method can hold."""
     dtypes: ClassVar[frozenset[str]] = frozenset({"float16", "bfloat16", "float32"})
     """The weight dtypes that the method can encode."""
+    shares: ClassVar[bool] = False
+    """Whether several layers can share an encoded weight: the factory has `share`."""
 
     def unsupported(self, info: ModuleInfo) -> str | None:
         """Why the method cannot hold this module, or None where it can."""
@@ -101,9 +103,12 @@ class Scheme(BaseModel):
         return None
 
     def bytes_after(self, info: ModuleInfo) -> int:
-        """The exact bytes of the module's tensors after quantization."""
+        """The exact bytes of the module's tensors after quantization; what is tied is stored with its first owner."""
         replaced = self.quantized_tensors(info)
-        return sum(self.encoded_bytes(info, each) if each.name in replaced else each.nbytes for each in info.tensors)
+        return sum(
+            self.encoded_bytes(info, each) if each.name in replaced and not each.tied_to else each.nbytes
+            for each in info.tensors
+        )
 
 
 class Bnb4bit(Scheme):
@@ -124,6 +129,7 @@ class Bnb4bit(Scheme):
     )
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts", "embedding", "convolution"})
+    shares: ClassVar[bool] = True
 
     def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:  # noqa: ARG002
         """Packed weights, absmax, code table and, with double quantization, the second level.
@@ -222,6 +228,7 @@ class BnbInt8(Scheme):
     )
 
     kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv1d", "experts", "embedding", "convolution"})
+    shares: ClassVar[bool] = True
 
     def encoded_tensors(self, info: ModuleInfo, tensor: TensorInfo) -> tuple[TensorInfo, ...]:
         """int8 weights in their shape, one float32 scale for each row, and for a linear layer the format byte.
@@ -278,9 +285,7 @@ def _experts_problem(scheme: Scheme, info: ModuleInfo) -> str | None:
     """Why fused experts are not as the method wants them."""
     for name in scheme.quantized_tensors(info):
         tensor = info.tensor(name)
-        if tensor is None or tensor.tied_to:
-            return f"its `{name}` is another module's too"
-        reason = _values_problem(scheme, tensor)
+        reason = _values_problem(scheme, tensor) if tensor else f"its `{name}` is missing"
         if reason:
             return reason
     return None

@@ -14,13 +14,14 @@ from rulequant.known_types import known_types
 from rulequant.library import find
 from rulequant.loader import Loader, load_rules
 from rulequant.plan import Plan
-from rulequant.planner import make_plan, tied_modules
+from rulequant.planner import make_plan
 from rulequant.report.folding import fold
 from rulequant.report.rulestext import scalar
 from rulequant.report.text import columns, count, percent, size
 from rulequant.ruleset import OriginSkip, RuleSet
 from rulequant.selection import select
 from rulequant.tasks import CONNECTORS, TOWERS, task_of
+from rulequant.ties import find_ties
 
 __all__ = ["starter_text"]
 
@@ -152,9 +153,9 @@ def _left_out(inventory: Inventory, base: _Base) -> Iterator[tuple[str, str]]:
 def _on_request(inventory: Inventory, base: _Base) -> list[str]:
     """Heavy embeddings and convolutions that the scheme can hold; who lists one gives plain bitsandbytes up."""
     reasons = _passed_over(inventory, base)
-    tied = tied_modules(inventory)
+    mixed = find_ties(inventory).mixed
     free = {
-        name: sum(each.parameters for each in modules if each.name not in tied) / max(1, inventory.parameters)
+        name: sum(each.parameters for each in modules if each.name not in mixed) / max(1, inventory.parameters)
         for name, modules in _classes(inventory)
     }
     return [each for each in _own_layers(inventory) if reasons.get(each, "") is None and free[each] >= HEAVY]

@@ -11,7 +11,7 @@ from rulequant.errors import UsageError
 from rulequant.globs import Glob
 from rulequant.inventory import Inventory, ModuleInfo
 from rulequant.plan import Decision
-from rulequant.planner import decide, tied_modules
+from rulequant.planner import decide, held_by_ties
 from rulequant.predicate import Objection, Reason, objections
 from rulequant.removal import taken_back
 from rulequant.ruleset import OriginRule, OriginSkip, RemovedSkip, RuleSet
@@ -24,7 +24,7 @@ TESTS: dict[Reason, str] = {
     "type": "its class is one of quantizable_types",
     "skip": "no entry of skip_modules selects it",
     "output_embedding": "it is no output embedding, tied to none, and no output head",
-    "tied": "its weight is not another module's too",
+    "tied": "its weight is no other module's, or one that is quantized with it",
     "keep_in_fp32": "the model does not declare it keep-in-fp32",
     "weight_read_directly": "no code of the model reads its weight directly",
     "unsupported": "the scheme can hold it",
@@ -182,9 +182,10 @@ def _near_names(name: str, inventory: Inventory) -> list[str]:
 
 def contents(info: ModuleInfo, rules: RuleSet, inventory: Inventory) -> Contents:
     """The decisions about everything inside a module."""
-    selection, tied = select(rules, inventory), tied_modules(inventory)
+    selection = select(rules, inventory)
+    held = held_by_ties(rules, inventory, selection)
     inside = [each for each in inventory.owners if _is_inside(each.name, info.name)]
-    return Contents(info, tuple(decide(each, rules, selection, tied) for each in inside))
+    return Contents(info, tuple(decide(each, rules, selection, held) for each in inside))
 
 
 def _is_inside(name: str, outer: str) -> bool:
@@ -193,12 +194,13 @@ def _is_inside(name: str, outer: str) -> bool:
 
 def trace(info: ModuleInfo, rules: RuleSet, inventory: Inventory) -> Trace:
     """Ask every test and every entry about one module, those behind the first "no" too."""
-    selection, tied = select(rules, inventory), tied_modules(inventory)
-    decision = decide(info, rules, selection, tied)
+    selection = select(rules, inventory)
+    held = held_by_ties(rules, inventory, selection)
+    decision = decide(info, rules, selection, held)
     rule = next(iter(selection.rules_of(info)), None)
     name = rule.selector.scheme if rule else rules.scheme
     scheme = rules.schemes.get(name) if name else None
-    found = {each.reason: each for each in objections(info, rules, selection, scheme, tied)}
+    found = {each.reason: each for each in objections(info, rules, selection, scheme, held)}
     return Trace(
         info=info,
         decision=decision,

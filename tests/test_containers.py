@@ -194,3 +194,31 @@ def test_reservation_about_the_rows_of_an_expert() -> None:
     assert "RQ552" in codes
     assert "RQ552" not in {each.code for each in _plan("name: x", inventory, "rulequant").diagnostics}
     assert expert_linear(odd, 2, LAYOUT[0]).name == "layers.0.experts.2.gate_proj"
+
+
+def _twins(*, bias: bool) -> Inventory:
+    tied = TensorInfo("weight", (64, 64), "bfloat16", tied_to="a.weight")
+    second = (tied, TensorInfo("bias", (64,), "bfloat16")) if bias else (tied,)
+    modules = (linear("a", 64, 64, bias=bias), linear("b", 64, 64, tensors=second), linear("c", 64, 64, bias=True))
+    return of(*modules, model_type="zamba2")
+
+
+@pytest.mark.parametrize(
+    ("text", "bias", "what"),
+    [
+        pytest.param(_int8(), False, "the scales of an int8 weight only to one of the layers that share it", id="int8"),
+        pytest.param("name: x", True, "a wrong bias to layers that share a 4-bit weight", id="biases"),
+    ],
+)
+def test_shared_weights(text: str, bias: bool, what: str) -> None:
+    """What the stock loader spoils of layers that share a weight is left to rulequant's, and named."""
+    assert _plan(text, _twins(bias=bias)).container == "rulequant"
+    forced = _plan(text, _twins(bias=bias), "bitsandbytes")
+    said = [(each.code, each.message) for each in forced.diagnostics]
+    assert said == [("RQ551", f"transformers' bitsandbytes loader gives {what}: a = b")]
+
+
+def test_shared_weights_that_are_plain() -> None:
+    """4-bit layers without a bias share a weight in a plain checkpoint; where they stay they are in nobody's way."""
+    assert _plan("name: x", _twins(bias=False)).container == "bitsandbytes"
+    assert _plan(_int8("skip_modules: [a]"), _twins(bias=False)).container == "bitsandbytes"

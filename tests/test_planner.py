@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import inventories
 import pytest
 from inventories import HEAD, HIDDEN, VOCABULARY, WIDE, changed, linear, llama, norm, of, ruleset
 
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
-from rulequant.planner import make_plan, tied_modules
+from rulequant.planner import make_plan
+from rulequant.schemes import Bnb4bit
 
 DOWN = HIDDEN * WIDE
 
@@ -110,21 +113,60 @@ def test_a_tied_head_stays_even_then() -> None:
     assert plan.by_name["model.embed_tokens"].reason == "tied"
 
 
+def _twins(**second: Any) -> Inventory:
+    """Two layers with one weight, and one of its own."""
+    tied = TensorInfo("weight", (64, 64), "bfloat16", tied_to="a.weight")
+    return of(linear("a", 64, 64), linear("b", 64, 64, tensors=(tied,), **second), linear("c", 64, 64))
+
+
+def test_twins_are_quantized_together() -> None:
+    """Layers that share a weight are quantized both, and it is counted once: at the first of them."""
+    plan = planned("name: x", _twins())
+    assert [each.scheme for each in plan.decisions] == ["nf4", "nf4", "nf4"]
+    assert [each.parameters for each in plan.decisions] == [4096, 0, 4096]
+    assert plan.by_name["b"].bytes_before == plan.by_name["b"].bytes_after == 0
+    assert plan.by_name["a"].bytes_after == plan.by_name["c"].bytes_after
+    assert plan.summary["parameters_quantized"] == plan.summary["parameters"] == 8192
+
+
 @pytest.mark.parametrize(
-    ("name", "tied_to", "expected"),
+    ("text", "stays", "detail"),
     [
-        pytest.param("weight", "a.weight", {"a", "b"}, id="weight-to-weight"),
-        pytest.param("weight", "shared", {"b"}, id="weight-to-a-parameter-of-the-root"),
-        pytest.param("weight", "weight", {"", "b"}, id="weight-to-the-weight-of-the-root"),
-        pytest.param("weight", "a.kernel", {"b"}, id="weight-to-another-parameter"),
-        pytest.param("kernel", "a.weight", {"a"}, id="another-parameter-to-weight"),
-        pytest.param("bias", "a.bias", set(), id="bias-to-bias"),
+        pytest.param("skip_modules: [b]", "a", "that of `b`, which stays (skip)", id="skip-the-second"),
+        pytest.param("skip_modules: [a]", "b", "that of `a`, which stays (skip)", id="skip-the-first"),
+        pytest.param(
+            "rules: [{modules: b, scheme: int8}]", "a", "which gets `int8`, and it would get `nf4`", id="another-scheme"
+        ),
+        pytest.param(
+            "rules: [{modules: b, scheme: int8}]", "b", "which gets `nf4`, and it would get `int8`", id="its-own-scheme"
+        ),
     ],
 )
-def test_tied_modules(name: str, tied_to: str, expected: set[str]) -> None:
-    """Modules count as tied by their weight alone, whatever the other side calls it."""
-    second = ModuleInfo("b", "Linear", "linear", (TensorInfo(name, (4, 2), "bfloat16", tied_to=tied_to),))
-    assert tied_modules(of(linear("a", 4, 2), second)) == expected
+def test_twins_at_odds(text: str, stays: str, detail: str) -> None:
+    """Where the rules want different things of layers that share a weight, it stays, and the plan says of which."""
+    plan = planned(text, _twins())
+    assert [each.name for each in plan.quantized] == ["c"]
+    decision = plan.by_name[stays]
+    assert decision.reason == "tied"
+    assert decision.detail is not None
+    assert decision.detail.startswith("its weight is the same parameter as that of `")
+    assert decision.detail.endswith(detail)
+
+
+def test_the_own_reason_of_a_twin_comes_first() -> None:
+    """What the model itself says against one of them is its reason; the other stays for that one's sake."""
+    plan = planned("name: x", _twins(weight_reader="Block.forward"))
+    assert plan.by_name["b"].reason == "weight_read_directly"
+    assert plan.by_name["a"].detail is not None
+    assert plan.by_name["a"].detail.endswith("that of `b`, which stays (weight_read_directly)")
+
+
+def test_a_method_that_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shares a weight stays where the layers of the method cannot."""
+    monkeypatch.setattr(Bnb4bit, "shares", False)
+    plan = planned("name: x", _twins())
+    assert [each.reason for each in plan.decisions] == ["tied", "tied", None]
+    assert plan.by_name["a"].detail == "bnb_4bit has no layers that share a weight, as it does with another"
 
 
 def test_no_scheme_for_some() -> None:

@@ -10,7 +10,7 @@ import pytest
 from inventories import linear, norm, of, ruleset
 
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
-from rulequant.planner import tied_modules
+from rulequant.planner import held_by_ties
 from rulequant.predicate import (
     Objection,
     in_output_embeddings,
@@ -30,7 +30,8 @@ def all_objections(
     """Every reason against quantizing a module."""
     rules = ruleset(text)
     model = inventory or of(info)
-    return list(objections(info, rules, select(rules, model), scheme, tied_modules(model)))
+    selection = select(rules, model)
+    return list(objections(info, rules, selection, scheme, held_by_ties(rules, model, selection)))
 
 
 FC = linear("model.fc", 64, 64)
@@ -115,7 +116,7 @@ def test_a_skip_list_does_not_remove_the_protection() -> None:
 def test_tied_weights() -> None:
     """A weight that another module needs as it is stays, on both sides of the tie."""
     first = linear("a", 4, 2)
-    second = linear("b", 4, 2, tensors=(inventories.weight(4, 2, tied_to="a.weight"),))
+    second = linear("b", 4, 2, kind="embedding", tensors=(inventories.weight(4, 2, tied_to="a.weight"),))
     model = of(first, second, linear("c", 4, 2))
     expected = Objection("tied", "its weight is the same parameter as another module's, which needs it as it is")
     assert all_objections(first, inventory=model) == [expected]
@@ -166,7 +167,7 @@ def test_order() -> None:
         keep_in_fp32=True,
         weight_reader="Mixer.forward",
     )
-    found = all_objections(info, "skip_modules: [all]", inventory=of(norm("other"), info))
+    found = all_objections(info, "skip_modules: [all]", inventory=of(linear("other", 4, 1), info))
     assert [each.reason for each in found] == [
         "type",
         "skip",

@@ -168,8 +168,9 @@ CODES: tuple[Code, ...] = (
         "transformers' bitsandbytes loader has no layer for it",
         what="A `bitsandbytes` checkpoint was asked for, and the plan quantizes modules that transformers' loader does "
         "not replace, or not everywhere: fused experts other than those of Llama 4, subclasses of `Linear`, a module "
-        "under several names.",
-        why="They would be random after loading, without an error. Leave `--container` at `auto`, or skip them.",
+        "under several names, layers that share an int8 weight, or a 4-bit one where they have a bias.",
+        why="They would be random or spoilt after loading, mostly without an error. Leave `--container` at `auto`, or "
+        "skip them.",
     ),
     warning(
         "RQ552",

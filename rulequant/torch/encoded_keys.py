@@ -22,7 +22,8 @@ __all__ = ["encoded_weights", "initialized"]
 def encoded_weights(hf_quantizer: Any, model: Any, names: tuple[str, ...]) -> list[Any]:
     """What a loader has to do first, and in this order; `names` are those of tensors inside an encoded layer.
 
-    Of several converters that match a key it takes the first. The quantizer knows the `schemes` of the model's modules.
+    Of several converters that match a key it takes the first. The quantizer knows the `schemes` of the model's modules,
+    and which of these are `twins`.
     """
     schemes: Mapping[str, Scheme] = hf_quantizer.schemes
     prefix, written = str(getattr(model, "base_model_prefix", "") or ""), _WrittenName()
@@ -58,6 +59,8 @@ class _Attach(ConversionOps):  # type: ignore[misc]
         encoded = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         layer = submodule(model, name)
         factory_for(scheme.method).attach(layer, encoded)
+        module, child = (name, "") if name in schemes else name.rpartition(".")[::2]
+        self.hf_quantizer.twins.share(model, module, child)
         return {"weight": initialized(layer)}
 
 

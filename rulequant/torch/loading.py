@@ -14,6 +14,7 @@ from rulequant.errors import CheckpointError, ModelError, UsageError
 from rulequant.plan import Plan
 from rulequant.plan_file import load_plan
 from rulequant.schemes import Scheme
+from rulequant.ties import Ties, find_ties
 from rulequant.torch.calling import call_for_model
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.gathering import read_tensor
@@ -24,6 +25,7 @@ from rulequant.torch.factories import factory_for
 from rulequant.torch.inspect import inspect_model
 from rulequant.torch.submodules import submodule
 from rulequant.torch.swap import build_layers, encoded_names
+from rulequant.torch.twins import Twins, keep_biases
 
 __all__ = ["load_quantized"]
 
@@ -40,9 +42,11 @@ def load_quantized(model: Buildable, folder: str | os.PathLike[str]) -> nn.Modul
         )
     plan = load_plan(path / PLAN_NAME)
     built = _built(model)
-    check_same_model(plan, inspect_model(built))
+    inventory = inspect_model(built)
+    check_same_model(plan, inventory)
     with CheckpointReader.open(path) as reader:
-        _fill(built, plan, reader)
+        _fill(built, plan, find_ties(inventory), reader)
+    keep_biases(built)
     _check_whole(built)
     return built.eval()
 
@@ -56,7 +60,7 @@ def _built(model: Buildable) -> nn.Module:
     return built
 
 
-def _fill(model: nn.Module, plan: Plan, reader: CheckpointReader) -> None:
+def _fill(model: nn.Module, plan: Plan, ties: Ties, reader: CheckpointReader) -> None:
     """Put every tensor of the folder where it belongs, all of them and each once."""
     schemes = {each.name: plan.schemes[cast(str, each.scheme)] for each in plan.quantized}
     modules = dict(model.named_modules())
@@ -65,9 +69,11 @@ def _fill(model: nn.Module, plan: Plan, reader: CheckpointReader) -> None:
     left = set(reader.tensors) - _fill_plain(model, weights, reader)
     build_layers(model, schemes)
     modules = dict(model.named_modules())
+    twins = Twins(ties.twins, schemes)
     for name, scheme in schemes.items():
-        for local in encoded[name]:
+        for local in encoded[name] if twins.first(name) == name else ():
             left -= _attach(modules[name], name, local, scheme, reader)
+            twins.share(model, name, local if local in modules[name]._modules else "")
     if left:
         raise CheckpointError(
             f"{printable(reader.folder)} holds `{printable(min(left))}`, which {type(model).__name__} does not have",

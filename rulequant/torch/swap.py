@@ -16,10 +16,11 @@ from rulequant.escaping import module_text
 from rulequant.plan import Decision, Plan
 from rulequant.schemes import Scheme
 from rulequant.torch.experts import expert_parameters
-from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, factory_for
+from rulequant.torch.factories import ExpertsFactory, LayerFactory, NotFiniteError, SharingFactory, factory_for
 from rulequant.torch.inspect import kind_of
 from rulequant.torch.standins import refuse_resizing
 from rulequant.torch.submodules import submodule
+from rulequant.torch.twins import keep_biases
 
 __all__ = ["build_layers", "encoded_names", "replace_module", "swap_layers"]
 
@@ -52,7 +53,8 @@ def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None]
     hooks, device and train/eval mode stay. `progress` is called with each module's name.
 
     All layers are built and all weights are checked before the first is replaced: whatever is raised for a model or a
-    weight leaves the model as it was. Then one weight after the other is encoded and let go.
+    weight leaves the model as it was. Then one weight after the other is encoded and let go; one that several modules
+    share is encoded once, and what was made of it shared.
 
     Raises:
         ModelError: the plan is for another model, or a module cannot be replaced where it stands.
@@ -60,13 +62,17 @@ def swap_layers(model: nn.Module, plan: Plan, *, progress: Callable[[str], None]
     """
     swaps = _prepare(model, plan)
     places = _places(model)
+    filled: dict[int, nn.Module] = {}
+    parameters = [part.parameter for swap in swaps for part in swap.parts()]
     while swaps:
         swap = swaps.popleft()
-        _fill(swap)
+        _fill(swap, filled)
         _put(swap.module, swap.layer, places)
         if progress:
             progress(swap.name)
     refuse_resizing(model)
+    if len(set(parameters)) < len(parameters):
+        keep_biases(model)
 
 
 def build_layers(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
@@ -97,7 +103,8 @@ class _Swap:
         for name in encoded_names(self.module):
             # JetMoe's experts call their parameter weight too.
             target = submodule(self.layer, name) if expert_parameters(self.module) else self.layer
-            yield _Part(f"{self.name}.{name}", cast(torch.Tensor, getattr(self.module, name)).detach(), target)
+            weight = cast(torch.Tensor, getattr(self.module, name))
+            yield _Part(f"{self.name}.{name}", weight.detach(), target, id(weight))
 
 
 class _Part(NamedTuple):
@@ -106,6 +113,8 @@ class _Part(NamedTuple):
     name: str
     weight: torch.Tensor
     target: nn.Module
+    parameter: int
+    """The id of what the weight is in the module, which others may have too."""
 
 
 def _prepare(model: nn.Module, plan: Plan) -> deque[_Swap]:
@@ -134,14 +143,20 @@ def _check_is_planned(module: nn.Module | None, decision: Decision) -> None:
     remedy = "make the plan anew for this model"
     if module is None:
         raise ModelError(f"the plan is for another model: this one has no `{decision.name}`", remedy=remedy)
-    # The bias may be tied, and is then counted where it comes first.
+    # What is tied, the bias or the weights or both, is counted where it comes first.
     sizes = [each.numel() for each in module._parameters.values() if each is not None]
-    if type(module).__name__ != decision.type or decision.parameters not in {sum(sizes), max(sizes, default=0)}:
+    counts = {sum(sizes), max(sizes, default=0), sum(sizes) - sum(_encoded_sizes(module)), 0}
+    if type(module).__name__ != decision.type or decision.parameters not in counts:
         raise ModelError(
             f"the plan is for another model: {module_text(decision.name)} is a {type(module).__name__} of "
             f"{sum(sizes):,} parameters here, a {decision.type} of {decision.parameters:,} in the plan",
             remedy=remedy,
         )
+
+
+def _encoded_sizes(module: nn.Module) -> Iterator[int]:
+    parameters = (module._parameters.get(name) for name in encoded_names(module))
+    return (each.numel() for each in parameters if each is not None)
 
 
 def _check_replaceable(module: nn.Module, name: str, *, offloads: bool) -> None:
@@ -174,9 +189,17 @@ def _offloads(module: nn.Module) -> bool:
     return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
 
 
-def _fill(swap: _Swap) -> None:
+def _fill(swap: _Swap, filled: dict[int, nn.Module]) -> None:
+    """Encode the weights of a module; `filled` is what took those that came before, by the id of the parameter.
+
+    An id is not used again before all modules that have the parameter are replaced.
+    """
     kind = kind_of(swap.module)
     for part in swap.parts():
+        twin = filled.setdefault(part.parameter, part.target)
+        if twin is not part.target:
+            cast(SharingFactory, swap.factory).share(twin, part.target)
+            continue
         if part.weight.device.type == "meta":
             continue
         with _naming(part.name):

@@ -10,8 +10,6 @@ A checkpoint with `quant_method: rulequant` in its config.json then loads with p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -27,7 +25,7 @@ from rulequant.ruleset import RuleSet
 from rulequant.schemes import Scheme
 from rulequant.torch.encoded_keys import encoded_weights, initialized
 from rulequant.torch.experts import ExpertWeights, expert_parameters, swap_parameters
-from rulequant.torch.factories import ExpertsFactory, NotFiniteError, factory_for
+from rulequant.torch.factories import ExpertsFactory, NotFiniteError, SharingFactory, factory_for
 from rulequant.torch.inspect import inspect_model, kind_of
 from rulequant.torch.placement import check_devices
 from rulequant.torch.plain import plain_layer
@@ -35,6 +33,7 @@ from rulequant.torch.quantconfig import METHOD, RuleQuantConfig
 from rulequant.torch.standins import StandIn, refuse_resizing
 from rulequant.torch.submodules import submodule
 from rulequant.torch.swap import build_layers, replace_module
+from rulequant.torch.twins import Twins, keep_biases, tied_as_loaded
 
 __all__ = ["METHOD", "RuleQuantConfig", "RuleQuantizer"]
 
@@ -58,6 +57,8 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         """Fused experts that are quantized as their weights come in, by module name."""
         self.encoded: set[str] = set()
         """The modules whose weight was encoded as it came in."""
+        self.twins = Twins({}, {})
+        """The quantized modules that share their weights."""
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """A config without rules and without modules has nothing to say; called again with the map made of `auto`.
@@ -99,9 +100,11 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, device_map: Any = None, **_: Any) -> Any:
         saved = _saved_schemes(model, self.quantization_config) if self.pre_quantized else None
         self.schemes = self._planned_schemes(model) if saved is None else saved
+        self.twins = Twins.of(model, self.schemes)
         check_devices(device_map, self.schemes)
         if saved is not None:
             build_layers(model, saved)
+            self.twins.rename(model)
             return model
         # Converters merge the experts of the source into the fused parameter, so that has to be there while loading.
         self.experts = {
@@ -114,7 +117,7 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _planned_schemes(self, model: Any) -> dict[str, Scheme]:
-        with _tied(model):
+        with tied_as_loaded(model):
             plan = make_plan(cast(RuleSet, self.quantization_config.rules), inspect_model(model), None)
         if not plan.ok:
             raise DiagnosticsError(each for each in plan.diagnostics if each.severity is Severity.ERROR)
@@ -123,10 +126,13 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         for name, experts in self.experts.items():
-            module = submodule(model, name)
-            replace_module(model, module, experts.finish(module))
+            module, first = submodule(model, name), self.twins.first(name)
+            replace_module(model, module, experts.finish(module, None if first == name else self.experts[first]))
         if not self.pre_quantized:
             self._encode_rest(model)
+            self.twins.rename(model)
+        if self.twins:
+            keep_biases(model)
         self.experts, self.encoded = {}, set()
         methods = {each.method for each in self.schemes.values()}
         # num_parameters(), the Trainer and peft ask for these; both where both are.
@@ -141,7 +147,9 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
     def _encode_rest(self, model: Any) -> None:
         """Encode what was not handed over: of several weights that one converter makes, the first decides for all."""
         encode = _Encode(self)
-        for name in self.schemes.keys() - self.experts.keys() - self.encoded:
+        for name in self.schemes.keys() - self.experts.keys():
+            if name in self.encoded:
+                continue
             key = f"{name}.weight"
             encode.convert({key: model.get_submodule(name).weight.detach()}, model=model)
 
@@ -161,6 +169,10 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         """`save_pretrained` works."""
         return True
 
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """What `save_pretrained` writes, an encoded weight that layers share once; None for all that there is."""
+        return self.twins.saved(model), {}
+
     @property
     def is_trainable(self) -> bool:
         """Adapters on top can be trained (QLoRA)."""
@@ -171,10 +183,11 @@ class RuleQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, scheme in self.schemes.items():
             module = submodule(model, name)
             replace_module(model, module, plain_layer(module, scheme, wanted))
+        self.twins.tie_plain(model)
         for flag in _LOADED_IN.values():
             if getattr(model, flag, False):
                 setattr(model, flag, False)
-        self.schemes = {}
+        self.schemes, self.twins = {}, Twins({}, {})
         return model
 
 
@@ -199,14 +212,16 @@ class _Encode(ConversionOps):  # type: ignore[misc]
 
     def _parameter(self, model: Any, name: str, weight: Tensor) -> Tensor:
         module_name, local = name.rpartition(".")[::2]
-        pending = self.hf_quantizer.experts.get(module_name)
+        quantizer = self.hf_quantizer
+        pending = quantizer.experts.get(quantizer.twins.first(module_name))
         if pending:
             return pending.take(local, weight)
         layer = submodule(model, module_name)
-        scheme = self.hf_quantizer.schemes[module_name]
-        self.hf_quantizer.encoded.add(module_name)
+        scheme = quantizer.schemes[module_name]
+        quantizer.encoded |= {module_name, *quantizer.twins.others(module_name)}
         factory = factory_for(scheme.method)
         factory.attach(layer, factory.encode(weight, _source_kind(layer), scheme))
+        quantizer.twins.share(model, module_name)
         return initialized(layer)
 
 
@@ -229,30 +244,16 @@ class PendingExperts:
         self._taken.add(name)
         return nn.Parameter(encoded["weight"], requires_grad=False)
 
-    def finish(self, module: nn.Module) -> nn.Module:
-        """The quantized module, when all its weights have come."""
+    def finish(self, module: nn.Module, twin: PendingExperts | None = None) -> nn.Module:
+        """The quantized module, when all its weights have come: to it, or to a twin with the same ones."""
         for name in self.names:
+            if twin is not None:
+                cast(SharingFactory, factory_for(self.scheme.method)).share(twin._weights[name], self._weights[name])
+                continue
             # Of several tensors that one converter makes, only the first is handed over while loading.
             if name not in self._taken:
                 self.take(name, cast(Tensor, getattr(module, name)).detach())
         return swap_parameters(module, self._weights)
-
-
-@contextmanager
-def _tied(model: Any) -> Iterator[None]:
-    """The skeleton with the ties that the loader makes last, when all weights are there."""
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for target, source in getattr(model, "all_tied_weights_keys", {}).items():
-            module, _, name = target.rpartition(".")
-            parameters = submodule(model, module)._parameters
-            if name in parameters:
-                before.append((parameters, name, parameters[name]))
-                parameters[name] = model.get_parameter(source)
-        yield
-    finally:
-        for parameters, name, parameter in reversed(before):
-            parameters[name] = parameter
 
 
 def _saved_schemes(model: Any, config: RuleQuantConfig) -> dict[str, Scheme]:

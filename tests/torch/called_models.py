@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["broken", "counting", "empty", "foreign", "mixed", "moe", "not_finite", "odd", "stateful", "whole"]
+__all__ = ["broken", "counting", "empty", "foreign", "mixed", "moe", "not_finite", "odd", "stateful", "twins", "whole"]
 
 
 class Block(nn.Module):
@@ -134,3 +134,11 @@ def counting() -> nn.Module:
     global calls  # noqa: PLW0603
     calls += 1
     return mixed()
+
+
+def twins() -> nn.Module:
+    """Two layers with one weight and a bias each, and a third."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64, bias=False))
+    model[1].weight = model[0].weight
+    return model

@@ -39,6 +39,14 @@ class _Known:
     def encoding(self, target: str) -> tuple[ModuleInfo, Scheme | None]:
         return encoding_of(target, self.plan, self.inventory)
 
+    def home(self, target: str) -> str:
+        """The name under which an encoded weight is written: of those that are tied the one that transformers saves.
+
+        A loader makes the others of that one; where only another is there, it would draw the one at random first.
+        """
+        ties: dict[str, str] = getattr(self.skeleton.model, "all_tied_weights_keys", {})
+        return ties.get(target, target) if self.encoding(target)[1] else target
+
 
 def plan_steps(
     reader: CheckpointReader, keys: KeyMap, plan: Plan, inventory: Inventory, skeleton: Skeleton
@@ -63,15 +71,23 @@ def plan_steps(
 
 def _check_complete(steps: list[Step], plan: Plan, inventory: Inventory) -> None:
     """Refuse a source that lacks a weight to quantize, even one that the model class may load without."""
-    encoded = {step.target for step in steps if step.scheme}
+    encoded = {_owner(step.target, inventory) for step in steps if step.scheme}
     for decision in plan.quantized:
         scheme = plan.schemes[cast(str, decision.scheme)]
         for local in scheme.quantized_tensors(inventory.by_name[decision.name]):
-            if f"{decision.name}.{local}" not in encoded:
+            if _owner(f"{decision.name}.{local}", inventory) not in encoded:
                 raise CheckpointError(
                     f"`{decision.name}.{local}` is to be quantized, and no tensor of the shards becomes just that",
                     remedy=f"skip `{decision.name}` with a reason, or get the checkpoint again",
                 )
+
+
+def _owner(target: str, inventory: Inventory) -> str:
+    """The name by which a tensor comes first in the model: of those that are tied the source has one, whichever."""
+    module, _, local = target.rpartition(".")
+    info = inventory.by_name[module]
+    tensor = info.tensor(local)
+    return (tensor.tied_to if tensor else None) or f"{info.name}.{local}"
 
 
 def encoding_of(target: str, plan: Plan, inventory: Inventory) -> tuple[ModuleInfo, Scheme | None]:
@@ -88,7 +104,7 @@ def _steps(entries: Sequence[TensorEntry], known: _Known) -> list[Step]:
     first, keys = entries[0], known.keys
     target = keys.targets[first.name]
     if first.name not in keys.converted:
-        return [_step(first, target, known)]
+        return [_step(first, known.home(target), known)]
     conversions = [keys.converted[each.name] for each in entries]
     is_quantized = any(known.encoding(name)[1] for name in conversions[0].targets(target))
     for entry in entries:
@@ -97,7 +113,9 @@ def _steps(entries: Sequence[TensorEntry], known: _Known) -> list[Step]:
         # As they are: whoever loads the output converts them, as those of the source.
         return [_kept(each, target, _stored(each, target, known.skeleton)) for each in entries]
     made = converted_layouts(entries, conversions, target, known.skeleton.model)
-    return [_made(first.name, name, layout, known, is_alone=len(made) == 1) for name, layout in made.items()]
+    return [
+        _made(first.name, known.home(name), layout, known, is_alone=len(made) == 1) for name, layout in made.items()
+    ]
 
 
 def _step(entry: TensorEntry, target: str, known: _Known) -> Step:

@@ -27,6 +27,7 @@ __all__ = [
     "ExpertsFactory",
     "LayerFactory",
     "NotFiniteError",
+    "SharingFactory",
     "SpanFactory",
     "factory_for",
     "slices_for",
@@ -85,6 +86,16 @@ class SpanFactory(Protocol):
         """The values [start, stop) of a weight [..., columns] as an encoded weight of its own, of any number of rows.
 
         Both are bounds of rows, and `start` is a multiple of 4096 or the first value of an expert.
+        """
+
+
+class SharingFactory(LayerFactory, Protocol):
+    """A factory whose scheme says that it `shares`: of modules that share a weight the layers share the encoded one."""
+
+    def share(self, layer: nn.Module, twin: nn.Module) -> None:
+        """Give a built layer the very parameter that another one has as its encoded weight, and what belongs to it.
+
+        Of fused experts both are the `ExpertWeights` of one parameter.
         """
 
 

@@ -103,6 +103,12 @@ class Linear4bitFactory:
             module=None if isinstance(layer, StandIn) else layer,
         )
 
+    def share(self, layer: nn.Module, twin: nn.Module) -> None:
+        """One `Params4bit` in both; its quant state is in it, and in a `Linear4bit` beside it."""
+        twin._parameters["weight"] = layer._parameters["weight"]
+        if "quant_state" in vars(layer):
+            cast(Any, twin).quant_state = layer.quant_state
+
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The dequantized weight in the dtype it had."""
         from bitsandbytes import functional
@@ -178,6 +184,21 @@ class Linear8bitFactory:
         target.weight = bnb.nn.Int8Params(
             values, requires_grad=False, has_fp16_weights=False, CB=values, SCB=encoded["SCB"]
         )
+
+    def share(self, layer: nn.Module, twin: nn.Module) -> None:
+        """One parameter and one tensor of scales in both.
+
+        The first `Linear8bitLt` that runs takes values and scales out of its weight, where the second would not find
+        them, and encode the int8 values once more in silence: so both have them beforehand.
+        """
+        source, target = cast(Any, layer), cast(Any, twin)
+        twin._parameters["weight"] = layer._parameters["weight"]
+        if "SCB" in vars(layer):
+            target.SCB = source.SCB
+            return
+        if getattr(source.weight, "CB", None) is not None:
+            source.init_8bit_state()
+        target.state.CB, target.state.SCB = source.state.CB, source.state.SCB
 
     def decode(self, encoded: dict[str, Tensor], kind: Kind) -> Tensor:
         """The dequantized weight in float32: value * scale / 127."""

@@ -47,6 +47,13 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     The class keeps its name, which accelerate and others go by.
     """
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear8bitLt:
+        """As `nn.Module._apply`; values and scales that are no longer in the weight go to its device too."""
+        super()._apply(fn, recurse)
+        if self.state.CB is not None and self.state.CB.device != self.weight.device:
+            self.state.CB, self.state.SCB = self.weight.data, self.state.SCB.to(self.weight.device)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], as rows."""
         rows = super().forward(x.reshape(-1, x.shape[-1]))
