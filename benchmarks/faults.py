@@ -82,6 +82,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"unknown {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if options.folder and not options.folder.is_dir():
+        parser.error(f"--folder {options.folder}: there is no such folder")
     return options
 
 
