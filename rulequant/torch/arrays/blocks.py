@@ -1,21 +1,26 @@
-"""Full blocks of 4-bit values: the absmax and the packed codes of some thousand blocks at once.
+"""Full blocks of 4-bit values: the absmax and the packed codes of some hundred blocks at once.
 
-A block of 64 values is too short for numpy, which spends more on beginning a row than on its values. So short blocks
-are turned: the first four values of all blocks of a group, then the next four. Then each step is one long row.
+Two things would cost numpy more than the arithmetic. A block of 64 values is too short for it: beginning a row takes
+longer than its values do. So each step here is one long row over all blocks. And making a view of an array takes as
+long as some thousand values do. So an encoder lays out all of its memory beforehand, and then only computes, on pieces
+that stay in the cache.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rulequant.torch.arrays.floats import Bits, Float, magnitude_maxima, turned, turned_maxima
+from rulequant.torch.arrays.floats import Bits, Float
+from rulequant.torch.arrays.maxima import BlockMaxima
 from rulequant.torch.arrays.spans import Cut, scratch
-from rulequant.torch.arrays.tables import FourBitTable
+from rulequant.torch.arrays.tables import four_bit_table
 
-__all__ = ["TINY", "encode_blocks", "pack", "ranks_of"]
+__all__ = ["TINY", "BlockEncoder", "Task", "block_encoder", "pack"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -23,47 +28,161 @@ Bytes = NDArray[np.uint8]
 TINY = np.float32(1e-38)
 """bitsandbytes' lower limit for what it divides by. A subnormal number, whose reciprocal is still finite."""
 
-LONGEST_TURNED = 128
-"""Values of a block that is worth turning."""
+LONGEST_SPREAD = 128
+"""Values of a block whose factor is worth writing out beside each of them."""
 
-GROUP = 256
-"""Blocks turned together: as many as stay in the fastest cache while they are read in steps."""
-
-
-def encode_blocks(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut) -> None:
-    """Set `absmax` [count] and `packed` [count * blocksize / 2] of blocks [count, blocksize]."""
-    count, blocksize = blocks.shape
-    if blocksize > LONGEST_TURNED:
-        _encode_long(blocks, dtype, table, absmax, packed, cut)
-        return
-    whole = count // GROUP * GROUP
-    for part, group in ((slice(0, whole), GROUP), (slice(whole, count), count - whole)):
-        if part.start < part.stop:
-            bytes_ = packed[part.start * blocksize // 2 : part.stop * blocksize // 2]
-            _encode_short(blocks[part], dtype, table, absmax[part], bytes_, cut, group)
+MOST_ENCODERS = 16
+"""Kept by a thread. A checkpoint needs two for each dtype and setting: one for the ends of its weights."""
 
 
-def ranks_of(scaled: Floats, midpoints: Floats, cut: Cut) -> Bytes:
-    """The number of midpoints [15, 1] below each value [n]. Scratch memory.
+class Task(NamedTuple):
+    """What an encoder is made for."""
 
-    numpy compares ten times as fast as torch, into bytes, which it also adds fast.
-    """
-    ranks = scratch("ranks", scaled.shape, np.uint8)
-    row, rows = cut.row, cut.rows
-    whole = len(scaled) // (row * rows) * row * rows
-    for at in range(0, whole, row * rows):
-        part = slice(at, at + row * rows)
-        _count_below(scaled[part].reshape(rows, 1, row), midpoints, ranks[part].reshape(rows, row))
-    for at in range(whole, len(scaled), row):
-        part = slice(at, at + row)
-        _count_below(scaled[None, None, part], midpoints, ranks[None, part])
-    return ranks
+    dtype: Float
+    quant_type: str
+    blocksize: int
+    blocks: int
+    """Encoded by a call."""
+    cut: Cut
 
 
-def _count_below(rows: Floats, midpoints: Floats, ranks: Bytes) -> None:
-    exceeded = scratch("exceeded", (len(rows), len(midpoints), rows.shape[2]), np.bool_)
-    np.greater(rows, midpoints, out=exceeded)
-    np.add.reduce(exceeded.view(np.uint8), axis=1, out=ranks)
+class BlockEncoder:
+    """Encodes so many blocks a call, in scratch memory of the thread that made it: what a call leaves there is lost."""
+
+    def __init__(self, task: Task) -> None:
+        numel = task.blocks * task.blocksize
+        words = np.int32 if task.dtype == "F32" else np.int16
+        table = four_bit_table(task.quant_type)
+        self._dtype = task.dtype
+        # The magnitudes are needed no longer when the values are scaled, nor what comes of them beside the factors.
+        self._scaled = scratch("scaled", (numel,), np.float32)
+        spread = scratch("factors", (numel,), words)
+        self._maxima = BlockMaxima(self._scaled.view(words)[:numel], spread, task.dtype, task.blocksize)
+        # 16-bit values are scaled in pairs that share a factor: [count, columns], or one long row.
+        columns = task.blocksize * spread.itemsize // 4
+        self._factors = np.empty(task.blocks, np.float32)
+        self._spread = spread.view(np.float32).reshape(task.blocks, columns) if columns <= LONGEST_SPREAD else None
+        self._beside = self._factors[:, None] if self._spread is None else self._spread.reshape(-1)
+        self._shape = (task.blocks, columns) if self._spread is None else (task.blocks * columns,)
+        self._planes = self._scaled.reshape(4 // spread.itemsize, *self._shape)
+        self._ranks = scratch("ranks", (numel,), np.uint8)
+        power = 0
+        if task.dtype == "F16":
+            # 2^112 is missing in the values, and would overflow in the factors. A power of two changes no bit of a
+            # product's fraction, unless it is subnormal or overflows.
+            power = -12
+        self._midpoints = table.midpoints * np.float32(2.0**power)
+        self._pieces = list(_pieces(self._scaled, self._ranks, task.cut))
+        self._fours = table.fours
+
+    def encode(self, bits: Bits, absmax: Floats, packed: Bytes) -> None:
+        """Set `absmax` [count] and `packed` [count * blocksize / 2] of flat bit patterns [count * blocksize].
+
+        Where a pattern is infinity or NaN, absmax is, too; the arithmetic on them raises where `np.errstate` says so.
+        """
+        self._maxima.find(bits, absmax)
+        self._set_factors(absmax)
+        self._scale(bits)
+        for piece in self._pieces:
+            # numpy compares ten times as fast as torch, into bytes, which it also adds fast.
+            np.greater(piece.values, self._midpoints, out=piece.exceeded)
+            np.add.reduce(piece.exceeded_bytes, axis=1, out=piece.ranks)
+        self._pack(packed)
+
+    def _set_factors(self, absmax: Floats) -> None:
+        """What the values of each block are multiplied by.
+
+        bitsandbytes multiplies by the reciprocal, and clamps the product to [-1, 1]. It can pass 1 by a rounding error,
+        but no midpoint lies there.
+        """
+        if self._dtype == "F16":
+            # No absmax but zero is below 2^-24.
+            np.maximum(absmax, np.float32(2.0**-24), out=self._factors)
+            np.reciprocal(self._factors, out=self._factors)
+            np.multiply(self._factors, np.float32(2.0**100), out=self._factors)
+        else:
+            np.maximum(absmax, TINY, out=self._factors)
+            np.reciprocal(self._factors, out=self._factors)
+        if self._spread is not None:
+            np.copyto(self._spread, self._factors[:, None])
+
+    def _scale(self, bits: Bits) -> None:
+        """Set the scaled values; those of 16 bits as two planes, the values at even places first."""
+        if self._dtype == "F32":
+            np.multiply(bits.view(np.float32).reshape(self._shape), self._beside, out=self._planes[0])
+            return
+        # Little-endian: the first of a pair is the lower half.
+        pairs = bits.view("<i4").reshape(self._shape)
+        first, second = self._planes.view(np.int32)
+        np.left_shift(pairs, 16, out=first)
+        if self._dtype == "BF16":
+            # A bfloat16 is the upper half of a float32.
+            np.bitwise_and(pairs, -0x10000, out=second)
+        else:
+            # Sign, exponent and fraction where float32 has them; but its exponent counts from -126, that of float16
+            # from -14.
+            np.right_shift(first, 3, out=first)
+            np.bitwise_and(first, ~0x70000000, out=first)
+            np.right_shift(pairs, 3, out=second)
+            np.bitwise_and(second, ~0x70001FFF, out=second)
+        np.multiply(self._planes, self._beside, out=self._planes)
+
+    def _pack(self, packed: Bytes) -> None:
+        if self._dtype == "F32":
+            pack(self._ranks, packed)
+        else:
+            first, second = self._ranks.reshape(2, -1)
+            # Of bytes, numpy multiplies five times as fast as it shifts.
+            np.multiply(first, 16, out=first)
+            np.bitwise_or(first, second, out=packed)
+        if self._fours is not None:
+            fours = packed.view(np.uint16)
+            # The mode that needs no test of the indices.
+            np.take(self._fours, fours, out=fours, mode="clip")
+
+
+class _Piece(NamedTuple):
+    """Values compared with all midpoints while they are in the fastest cache: some rows a call."""
+
+    values: Floats
+    """[rows, 1, n]."""
+    exceeded: NDArray[np.bool_]
+    """[rows, 15, n]: scratch memory."""
+    exceeded_bytes: Bytes
+    """The same memory."""
+    ranks: Bytes
+    """[rows, n]: the number of midpoints below."""
+
+
+def _pieces(scaled: Floats, ranks: Bytes, cut: Cut) -> Iterator[_Piece]:
+    at = 0
+    while at < len(scaled):
+        left = len(scaled) - at
+        row = min(cut.row, left)
+        rows = min(cut.rows, left // row)
+        end = at + rows * row
+        exceeded = scratch("exceeded", (rows, 15, row), np.bool_)
+        values = scaled[at:end].reshape(rows, 1, row)
+        yield _Piece(values, exceeded, exceeded.view(np.uint8), ranks[at:end].reshape(rows, row))
+        at = end
+
+
+class _Encoders(threading.local):
+    def __init__(self) -> None:
+        self.made: dict[Task, BlockEncoder] = {}
+
+
+_ENCODERS = _Encoders()
+
+
+def block_encoder(task: Task) -> BlockEncoder:
+    """The calling thread's encoder for a task."""
+    made = _ENCODERS.made
+    if task not in made:
+        if len(made) == MOST_ENCODERS:
+            made.clear()
+        made[task] = BlockEncoder(task)
+    return made[task]
 
 
 def pack(codes: Bytes, packed: Bytes) -> None:
@@ -73,91 +192,3 @@ def pack(codes: Bytes, packed: Bytes) -> None:
     np.multiply(pairs, 4097, out=pairs)
     np.right_shift(pairs, 8, out=pairs)
     np.copyto(packed, pairs, casting="unsafe")
-
-
-def _encode_long(blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut) -> None:
-    absmax[:] = magnitude_maxima(blocks, dtype)
-    factors, power = _factors(absmax, dtype)
-    _encode(blocks, dtype, table, factors[:, None], power, packed, cut)
-
-
-def _encode_short(
-    blocks: Bits, dtype: Float, table: FourBitTable, absmax: Floats, packed: Bytes, cut: Cut, group: int
-) -> None:
-    columns = turned(blocks, group)
-    absmax[:] = turned_maxima(columns, dtype)
-    factors, power = _factors(absmax, dtype)
-    # A factor for each value of a block that lies in a row, or for each pair where two make up four bytes.
-    repeated = scratch("factors", (len(factors), blocks.itemsize), np.float32)
-    for lane in range(blocks.itemsize):
-        repeated[:, lane] = factors
-    codes = scratch("turned bytes", (*columns.shape[:2], group * 2), np.uint8)
-    _encode(columns, dtype, table, repeated.reshape(len(columns), 1, -1), power, codes.reshape(-1), cut)
-    # The four codes of a block that lie in a row.
-    fours = packed.view(np.uint16).reshape(len(columns), group, -1)
-    np.copyto(fours, codes.view(np.uint16).transpose(0, 2, 1))
-
-
-def _factors(absmax: Floats, dtype: Float) -> tuple[Floats, int]:
-    """What the values of a block, as `_planes` gives them, are multiplied by, and the power of two that comes with it.
-
-    bitsandbytes multiplies by the reciprocal, and clamps the product to [-1, 1]. It can pass 1 by a rounding error, but
-    no midpoint lies there. A power of two changes no bit of a product's fraction, unless it is subnormal or overflows.
-    """
-    if dtype == "F16":
-        # 2^112 is missing in the values, and would overflow here. No absmax but zero is below 2^-24.
-        return np.reciprocal(np.maximum(absmax, np.float32(2.0**-24))) * np.float32(2.0**100), -12
-    return np.reciprocal(np.maximum(absmax, TINY)), 0
-
-
-def _encode(
-    patterns: Bits, dtype: Float, table: FourBitTable, factors: Floats, power: int, packed: Bytes, cut: Cut
-) -> None:
-    midpoints = table.midpoints * np.float32(2.0**power)
-    size = patterns[0].size
-    step = max(cut.part // size, 1)
-    for at in range(0, len(patterns), step):
-        part = slice(at, at + step)
-        bytes_ = packed[at * size // 2 : (at + step) * size // 2]
-        _encode_part(patterns[part], dtype, midpoints, factors[part], bytes_, cut)
-    if table.fours is not None:
-        fours = packed.view(np.uint16)
-        # The mode that needs no test of the indices.
-        np.take(table.fours, fours, out=fours, mode="clip")
-
-
-def _encode_part(patterns: Bits, dtype: Float, midpoints: Floats, factors: Floats, packed: Bytes, cut: Cut) -> None:
-    planes = _planes(patterns, dtype)
-    scaled = scratch("scaled", planes.shape, np.float32)
-    np.multiply(planes, factors, out=scaled)
-    ranks = ranks_of(scaled.reshape(-1), midpoints, cut)
-    if len(planes) == 1:
-        pack(ranks, packed)
-        return
-    first, second = ranks.reshape(2, -1)
-    np.left_shift(first, 4, out=first)
-    np.bitwise_or(first, second, out=packed)
-
-
-def _planes(patterns: Bits, dtype: Float) -> Floats:
-    """The values of patterns [..., n], float32 as [1, ..., n], 16 bits as [2, ..., n/2], those at even places first.
-
-    Those of float16 lack a factor of 2^112.
-    """
-    if dtype == "F32":
-        return patterns.view(np.float32)[None]
-    # Little-endian: the first of a pair is the lower half.
-    pairs: NDArray[Any] = patterns.view("<i4")
-    planes = scratch("scaled", (2, *pairs.shape), np.float32)
-    first, second = planes.view(np.int32)
-    np.left_shift(pairs, 16, out=first)
-    if dtype == "BF16":
-        # A bfloat16 is the upper half of a float32.
-        np.bitwise_and(pairs, -0x10000, out=second)
-        return planes
-    # Sign, exponent and fraction where float32 has them; but its exponent counts from -126, that of float16 from -14.
-    np.right_shift(first, 3, out=first)
-    np.bitwise_and(first, ~0x70000000, out=first)
-    np.right_shift(pairs, 3, out=second)
-    np.bitwise_and(second, ~0x70001FFF, out=second)
-    return planes

@@ -1,4 +1,4 @@
-"""bfloat16, float16 and float32 as bit patterns: what can be quantized, its conversion, the largest magnitude of a row.
+"""bfloat16, float16 and float32 as bit patterns: what can be quantized, and its conversion.
 
 torch converts, but importing it takes a second, and it splits every operation on more than 32,768 elements over
 threads of its own, which would oversubscribe the machine once several threads run these kernels. numpy never does; but
@@ -18,13 +18,10 @@ __all__ = [
     "FLOATS",
     "Bits",
     "Float",
-    "magnitude_maxima",
     "missing_factor",
     "through_float16",
     "to_eleven_bits",
     "to_float32",
-    "turned",
-    "turned_maxima",
 ]
 
 Bits = NDArray[Any]
@@ -34,9 +31,6 @@ Float = Literal["BF16", "F16", "F32"]
 """What can be quantized, under the names that safetensors uses. bitsandbytes refuses other dtypes too."""
 
 FLOATS = get_args(Float)
-
-SHORT_ROW = 256
-"""Elements below which numpy's reduction of a row is mostly overhead."""
 
 
 def to_float32(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -106,51 +100,3 @@ def to_eleven_bits(bits: Bits, dtype: Float, out: NDArray[np.float32]) -> NDArra
     np.subtract(large, values, out=out)
     np.subtract(large, out, out=out)
     return out
-
-
-def turned(rows: Bits, group: int) -> Bits:
-    """Short rows [count, n] with the first four values of each row of a group, then the next four: [g, n/4, group*4].
-
-    Scratch memory. `count` is a multiple of `group`, and n of four.
-    """
-    # Types of the size of four values; a copy looks at no bit.
-    four = np.int64 if rows.itemsize == 2 else np.complex128
-    fours = rows.view(four).reshape(-1, group, rows.shape[1] // 4)
-    columns = scratch("turned", (len(fours), fours.shape[2], group), four)
-    np.copyto(columns, fours.transpose(0, 2, 1))
-    return columns.view(rows.dtype)
-
-
-def magnitude_maxima(rows: Bits, dtype: Float) -> NDArray[np.float32]:
-    """The largest magnitude in each row [k, n], as float32; not finite if anything in the row is not.
-
-    The bit patterns of floats of one sign are ordered as integers, infinity and NaN on top. So this finds on the way
-    what is not finite, and is several times as fast as the maximum of absolute values.
-    """
-    if rows.shape[1] >= SHORT_ROW or rows.shape[1] % 4:
-        return _as_float32(_largest(rows, axis=1), dtype)
-    return turned_maxima(turned(rows, len(rows)), dtype)
-
-
-def turned_maxima(columns: Bits, dtype: Float) -> NDArray[np.float32]:
-    """The same for each of the rows that were `turned`, all groups in order."""
-    maxima = _largest(columns, axis=1).reshape(-1)
-    maxima = np.maximum(maxima[::2], maxima[1::2])
-    return _as_float32(np.maximum(maxima[::2], maxima[1::2]), dtype)
-
-
-def _largest(patterns: Bits, axis: int) -> Bits:
-    """The largest along an axis, without the sign bit.
-
-    With the sign bit, negative numbers are the largest unsigned integers, and less than zero as signed ones.
-    """
-    unsigned: Bits = np.maximum.reduce(patterns.view(f"u{patterns.itemsize}"), axis=axis).view(patterns.dtype)
-    np.bitwise_and(unsigned, np.iinfo(patterns.dtype).max, out=unsigned)
-    return np.maximum(np.maximum.reduce(patterns, axis=axis), unsigned)
-
-
-def _as_float32(patterns: Bits, dtype: Float) -> NDArray[np.float32]:
-    if dtype == "F16":
-        # Few enough for numpy's conversion, which knows infinity and NaN.
-        return patterns.view(np.float16).astype(np.float32)
-    return to_float32(patterns, dtype, np.empty(len(patterns), np.float32))

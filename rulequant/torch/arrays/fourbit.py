@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rulequant.torch.arrays.blocks import TINY, encode_blocks, pack, ranks_of
-from rulequant.torch.arrays.floats import Bits, Float, magnitude_maxima, to_float32
+from rulequant.torch.arrays.blocks import TINY, Task, block_encoder, pack
+from rulequant.torch.arrays.floats import Bits, Float, to_float32
+from rulequant.torch.arrays.maxima import magnitude_maxima
 from rulequant.torch.arrays.notfinite import refuse_not_finite
 from rulequant.torch.arrays.spans import cut_for, in_parallel, scratch
 from rulequant.torch.arrays.tables import QUANT_TYPES, four_bit_table
@@ -43,23 +44,24 @@ def encode_4bit(
         ValueError: another quant_type or blocksize than the allowed ones.
     """
     check_settings(quant_type, blocksize)
-    table = four_bit_table(quant_type)
     full = len(bits) // blocksize * blocksize
     cut = cut_for(threads)
-    chunk = cut.chunk * 2 // bits.itemsize
+    chunk = cut.chunk
 
     def encode_span(start: int, stop: int) -> None:
         for at in range(start, stop, chunk):
             end = min(at + chunk, stop)
-            maxima = absmax[at // blocksize : end // blocksize]
-            blocks = bits[at:end].reshape(-1, blocksize)
-            encode_blocks(blocks, dtype, table, maxima, packed[at // 2 : end // 2], cut)
+            first, last = at // blocksize, end // blocksize
+            encoder = block_encoder(Task(dtype, quant_type, blocksize, last - first, cut))
+            encoder.encode(bits[at:end], absmax[first:last], packed[at // 2 : end // 2])
 
     in_parallel(encode_span, full, chunk=chunk, threads=threads)
     if full < len(bits):
         with np.errstate(all="ignore"):
             scaled = _scaled_short_block(bits[full:], dtype, absmax[-1:])
-            pack(table.codes[ranks_of(scaled, table.midpoints, cut)], packed[full // 2 :])
+        table = four_bit_table(quant_type)
+        ranks = np.add.reduce(scaled > table.midpoints, axis=0, dtype=np.uint8)
+        pack(table.codes[ranks], packed[full // 2 :])
     refuse_not_finite(bits, dtype, absmax, blocksize, offset=offset)
 
 

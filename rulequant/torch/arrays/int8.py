@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rulequant.torch.arrays.floats import (
     Bits,
     Float,
-    magnitude_maxima,
     missing_factor,
     through_float16,
     to_eleven_bits,
 )
+from rulequant.torch.arrays.maxima import magnitude_maxima
 from rulequant.torch.arrays.notfinite import refuse_not_finite
 from rulequant.torch.arrays.spans import in_parallel, scratch
 
@@ -26,10 +26,10 @@ __all__ = ["encode_int8"]
 FLOAT16_LIMIT = 65520.0
 """From here on a magnitude rounds to infinity in float16."""
 
-CHUNK = 1 << 17
-"""Values that go through all steps together, if the rows are not longer: what is computed from them is half a MB."""
+CHUNK = 1 << 18
+"""Bytes of weights that go through all steps together, if the rows are not longer."""
 
-LONG_CHUNK = 1 << 19
+LONG_CHUNK = 1 << 20
 """The same for several threads (`cut_for` says why)."""
 
 LARGEST_COARSE = np.float32(127 * 2.0**6)
@@ -50,7 +50,7 @@ def encode_int8(
     if not rows.size:
         scales[:] = 0
         return
-    step = max((CHUNK if threads == 1 else LONG_CHUNK) // columns, 1)
+    step = max((CHUNK if threads == 1 else LONG_CHUNK) // (columns * rows.itemsize), 1)
 
     def encode_span(start: int, stop: int) -> None:
         for at in range(start, stop, step):

@@ -9,13 +9,10 @@ from stock_kernels import DTYPES, finite_patterns, same_bits
 from torch import Tensor
 
 from rulequant.torch.arrays.floats import (
-    magnitude_maxima,
     missing_factor,
     through_float16,
     to_eleven_bits,
     to_float32,
-    turned,
-    turned_maxima,
 )
 from rulequant.torch.kernels.sources import bits_of, float_name
 
@@ -74,46 +71,3 @@ def test_eleven_bits_are_those_of_float16(dtype: torch.dtype) -> None:
     large = values.float().abs() >= 2.0**-14
     assert torch.equal(found[large], expected[large])
     assert found[~large].abs().max() <= 2.0**-14
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_turned_rows(dtype: torch.dtype) -> None:
-    """Fours of each row of a group, bit by bit, and the largest of each row."""
-    rows = torch.randn(6, 8, generator=torch.Generator().manual_seed(5)).to(dtype)
-    bits = bits_of(rows)
-    columns = turned(bits, 3)
-    assert columns.shape == (2, 2, 12)
-    for row, group, place in [(0, 0, 0), (2, 0, 2), (4, 1, 1)]:
-        assert (columns[group, 1, place * 4 : place * 4 + 4] == bits[row, 4:]).all()
-    assert same_bits(torch.from_numpy(turned_maxima(columns, float_name(dtype))), rows.abs().amax(dim=1).float())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-def test_maxima_of_one_sign(dtype: torch.dtype, sign: int) -> None:
-    """No row needs a value of the other sign."""
-    rows = (torch.rand(20, 300, generator=torch.Generator().manual_seed(6)) * sign).to(dtype)
-    assert same_bits(
-        torch.from_numpy(magnitude_maxima(bits_of(rows), float_name(dtype))), rows.abs().amax(dim=1).float()
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("columns", [1, 3, 32, 64, 100, 128, 256, 300, 4096])
-def test_maxima_of_rows(dtype: torch.dtype, columns: int) -> None:
-    """Short rows, long rows, and rows that are no whole number of words."""
-    rows = torch.randn(37, columns, generator=torch.Generator().manual_seed(columns)).to(dtype)
-    rows[3] = 0
-    rows[4] = -0.0
-    maxima = torch.from_numpy(magnitude_maxima(bits_of(rows), float_name(dtype)))
-    assert same_bits(maxima, rows.abs().amax(dim=1).float())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("columns", [64, 1024])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_the_largest(dtype: torch.dtype, columns: int, value: float) -> None:
-    """Wherever it is, and with whichever sign."""
-    rows = torch.ones(columns, columns, dtype=dtype)
-    rows.fill_diagonal_(value)
-    assert not np.isfinite(magnitude_maxima(bits_of(rows), float_name(dtype))).any()

@@ -36,7 +36,7 @@ def assert_stock(weight: Tensor, quant_type: str, blocksize: int, *, threads: in
     "shape",
     [
         pytest.param((64, 4096), id="full blocks"),
-        pytest.param((4096, 37), id="full groups and a rest"),
+        pytest.param((4096, 37), id="full chunks and a rest"),
         pytest.param((13, 5, 77), id="short last block, odd"),
         pytest.param((31,), id="one short block"),
         pytest.param((1,), id="one value"),
