@@ -116,8 +116,8 @@ class Crew:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of a module in a process that ends with the call; what it raises is raised here."""
         _send(self._guest, (function, arguments))
-        self.footprint.add(cast(Ready, self._receive(self._guest)).pid)
-        answer = self._receive(self._guest)
+        while isinstance(answer := self._receive(self._guest), Ready):
+            self.footprint.add(answer.pid)
         self._guest.close()
         return cast(T, answer)
 

@@ -22,6 +22,8 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from rulequant.errors import RulequantError
+
 if TYPE_CHECKING:
     from rulequant.torch.checkpoint.units import Unit
 
@@ -51,7 +53,7 @@ class Beginning(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What each copy of the head says when it has begun."""
+    """What a copy of the head says when it has begun."""
 
     pid: int
 
@@ -130,19 +132,54 @@ def _settle(parent: int) -> None:
 
 def _serve_guest(wire: Wire[Any, Any]) -> None:
     """Make one call, and end: what it imported goes with it."""
+    with suppress(EOFError, OSError):
+        function, arguments = wire.recv()
+        if not _answered_sparingly(wire, function, arguments):
+            wire.send(Ready(os.getpid()))
+            wire.send(_answer(function, arguments, lambda _: True))
+
+
+def _answered_sparingly(wire: Wire[Any, Any], function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Make the call in a copy of this process that imports less. False if it failed, and that may be the reason."""
+    parent = os.getpid()
+    copy = os.fork()
+    if copy:
+        return os.waitpid(copy, 0)[1] == 0
+    code = 1
+    try:
+        _settle(parent)
+        from rulequant.torch.sparing import spare_imports
+
+        spare_imports()
+        wire.send(Ready(os.getpid()))
+        wire.send(_answer(function, arguments, _lies_in_the_input))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _answer(function: Callable[..., Any], arguments: Sequence[Any], is_final: Callable[[BaseException], bool]) -> Any:
+    """What the function returns, or a final error as it is sent; any other is raised."""
     from rulequant.torch.checkpoint.wire import failure_of
 
-    with suppress(EOFError, OSError):
-        wire.send(Ready(os.getpid()))
-        function, arguments = wire.recv()
-        try:
-            answer = function(*arguments)
-        except BaseException as error:
-            answer = failure_of(error)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        wire.send(answer)
+    try:
+        answer = function(*arguments)
+    except BaseException as error:
+        if not is_final(error):
+            raise
+        answer = failure_of(error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    return answer
+
+
+def _lies_in_the_input(error: BaseException) -> bool:
+    """Whether an error has nothing to do with what is imported, all the way down to its first cause."""
+    first = error
+    while cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
+        first = cause
+    return isinstance(first, RulequantError | ValueError | KeyError | OSError)
 
 
 def _work(wire: Wire[Any, Any]) -> None:

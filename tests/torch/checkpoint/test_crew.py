@@ -33,6 +33,7 @@ from rulequant.torch.checkpoint.staging import Staging
 from rulequant.torch.checkpoint.write import write_output
 from rulequant.torch.factories import NotFiniteError
 from rulequant.torch.skeleton import build_skeleton
+from rulequant.torch.sparing import _Deferred
 
 RULES = {"version": 1, "schemes": {"it": {"method": "bnb_4bit", "double_quant": True}}, "scheme": "it"}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -184,6 +185,31 @@ def test_errors_cross_over_whole(error: BaseException) -> None:
     assert getattr(raised.value, "remedy", None) == getattr(error, "remedy", None)
     assert getattr(raised.value, "diagnostics", None) == getattr(error, "diagnostics", None)
     assert "in raise_it" in str(raised.value.__cause__)
+
+
+def fails_sparingly(notes: Path, error: BaseException) -> str:
+    spared = isinstance(sys.modules.get("torch._dynamo"), _Deferred)
+    with notes.open("a") as file:
+        print("spared" if spared else "whole", file=file)
+    if spared:
+        raise error
+    return "done"
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such name"), SystemExit(3)], ids=lambda each: type(each).__name__)
+def test_a_guest_that_lacks_an_import_is_asked_again(error: BaseException, tmp_path: Path) -> None:
+    """With all that there is to import."""
+    with Crew(1, guest=True) as crew:
+        assert crew.call(fails_sparingly, tmp_path / "notes", error) == "done"
+        assert len(set(crew.footprint.pids)) == 4
+    assert (tmp_path / "notes").read_text().split() == ["spared", "whole"]
+
+
+def test_what_lies_in_the_input_is_told_at_once(tmp_path: Path) -> None:
+    """No second try finds another model there, and warnings are not told twice."""
+    with Crew(1, guest=True) as crew, pytest.raises(ModelError, match="unreadable"):
+        crew.call(fails_sparingly, tmp_path / "notes", ModelError("unreadable"))
+    assert (tmp_path / "notes").read_text().split() == ["spared"]
 
 
 def test_errors_that_do_not_pickle_keep_their_words() -> None:

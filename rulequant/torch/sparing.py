@@ -1,0 +1,87 @@
+"""Imports that transformers makes and no skeleton needs, left out: torch's compiler, its parallel tensors, scipy.
+
+They are a third of the time that preparation takes. Nothing is hidden for good: a package that is asked for more than
+it has in this form is imported after all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["spare_imports"]
+
+_FOR_THE_COMPILER = ("disable", "assume_constant_result", "allow_in_graph")
+"""Decorators that only matter to code that is compiled; in torch.compiler, and in torch._dynamo, which they import."""
+
+
+def spare_imports() -> None:
+    """Leave them out, in a process that builds models on meta, and ends.
+
+    transformers is told that torch was built without its distributed package, as some builds are. What was imported
+    before stays as it is.
+    """
+    import torch
+
+    if _defer("torch._dynamo", dict.fromkeys(_FOR_THE_COMPILER, _undecorated)):
+        for name in _FOR_THE_COMPILER:
+            setattr(torch.compiler, name, _undecorated)
+        torch.distributed.is_available = _no
+    # For the losses of models that detect objects.
+    _defer("scipy.optimize", {"linear_sum_assignment": _linear_sum_assignment})
+
+
+def _defer(package: str, names: Mapping[str, Any]) -> bool:
+    """Have a package imported only when it is asked for more than these names; False where that cannot be."""
+    if package in sys.modules:
+        return False
+    try:
+        spec = find_spec(package)
+    except ImportError:
+        return False
+    if spec is None or spec.loader is None:
+        return False
+    deferred = sys.modules[package] = _Deferred(spec)
+    vars(deferred).update(names)
+    parent, _, name = package.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], name, deferred)
+    return True
+
+
+class _Deferred(ModuleType):
+    """A package whose modules can be imported; its own code runs when a name is asked for that it lacks."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__loader__, self.__file__ = spec, spec.loader, spec.origin
+        self.__package__ = spec.name
+        self.__path__ = spec.submodule_search_locations or []
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        if name.startswith("__") or spec is None or spec.loader is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        # From here on it is a module like any other.
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _undecorated(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    """The function itself, or what gives it: both `@decorator` and `@decorator(option=...)` are written."""
+    return _undecorated if function is None else function
+
+
+def _linear_sum_assignment(*arguments: Any, **options: Any) -> Any:
+    optimize: Any = sys.modules["scipy.optimize"]
+    del optimize.linear_sum_assignment  # to ask for what it lacks imports it
+    return optimize.linear_sum_assignment(*arguments, **options)
+
+
+def _no() -> bool:
+    return False
