@@ -169,9 +169,10 @@ def _apply(
         from rulequant.torch.checkpoint.crew import available_cores, memory_of_each
 
         workers = 1 if cluster else workers or available_cores()
-        write = partial(_write, request, memory=memory_of_each(memory, workers), restart=restart)
+        each = memory_of_each(memory, workers)
+        write = partial(_write, request, memory=each, restart=restart)
         if _by_itself(request.model):
-            return _apply_elsewhere(request, workers, write, cluster)
+            return _apply_elsewhere(request, workers, each, write, cluster)
         return _apply_here(request, workers, write, cluster)
 
 
@@ -180,7 +181,10 @@ def _by_itself(model: str) -> bool:
     return "transformers" not in sys.modules and Path(model).is_dir()
 
 
-def _apply_elsewhere(request: Request, workers: int, write: Write, cluster: OpenExecutor | None) -> tuple[Applied, int]:
+def _apply_elsewhere(
+    request: Request, workers: int, memory: int, write: Write, cluster: OpenExecutor | None
+) -> tuple[Applied, int]:
+    from rulequant.cli.ahead import begin_ahead, store_for
     from rulequant.cli.jobs import job_elsewhere, job_of_survey, survey_saved
     from rulequant.torch.checkpoint.crew import Crew
     from rulequant.torch.checkpoint.place import check_output
@@ -189,11 +193,14 @@ def _apply_elsewhere(request: Request, workers: int, write: Write, cluster: Open
     folder = Path(request.model)
     check_output(request.output, folder)
     survey = survey_saved(request)
-    takes_torch = survey is None or any(step.takes_torch for step in survey.steps)
-    with Crew(workers, guest=survey is None, torch=takes_torch) as crew:
-        job = job_of_survey(request, survey) if survey else crew.call(job_elsewhere, request)
-        with CheckpointReader.attach(folder, job.fingerprint) as reader:
-            return write(job, reader, cluster or crew.executor), crew.footprint.peak
+    with store_for(request, wanted=survey is None and workers > 1) as store:
+        takes_torch = survey is not None and any(step.takes_torch for step in survey.steps)
+        with Crew(workers, guest=survey is None, torch=takes_torch, store=store) as crew:
+            if store is not None:
+                begin_ahead(request, crew, memory)
+            job = job_of_survey(request, survey) if survey else crew.call(job_elsewhere, request)
+            with CheckpointReader.attach(folder, job.fingerprint) as reader:
+                return write(job, reader, cluster or crew.executor), crew.footprint.peak
 
 
 def _apply_here(request: Request, workers: int, write: Write, cluster: OpenExecutor | None) -> tuple[Applied, int]:

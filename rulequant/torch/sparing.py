@@ -6,17 +6,46 @@ it has in this form is imported after all.
 
 from __future__ import annotations
 
+import ctypes
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
-__all__ = ["spare_imports"]
+__all__ = ["loading_libraries", "spare_imports"]
 
 _FOR_THE_COMPILER = ("disable", "assume_constant_result", "allow_in_graph")
 """Decorators that only matter to code that is compiled; in torch.compiler, and in torch._dynamo, which they import."""
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Have the system load torch's largest library while Python imports something else: a quarter of torch's import.
+
+    Of a build for CUDA torch itself chooses the libraries that this one needs, so nothing is done there.
+    """
+    found = find_spec("torch")
+    folder = Path(found.origin).parent / "lib" if found and found.origin else Path()
+    largest = folder / "libtorch_cpu.so"
+    if not largest.is_file() or (folder / "libtorch_cuda.so").exists():
+        yield
+        return
+    thread = Thread(target=_load, args=(largest,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _load(library: Path) -> None:
+    with suppress(OSError):  # which torch's own import meets again
+        ctypes.CDLL(str(library))
 
 
 def spare_imports() -> None:

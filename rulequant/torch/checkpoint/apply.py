@@ -102,6 +102,5 @@ def open_workers(job: BaseJob, reader: CheckpointReader, workers: int) -> Iterat
     if count == 1 or job.source is None:  # what is in this memory no other process reads
         yield in_process(reader), Footprint([os.getpid()])
         return
-    takes_torch = any(step.takes_torch for shard in job.shards for step in shard.steps)
-    with Crew(count, torch=takes_torch) as crew:
+    with Crew(count, torch=job.takes_torch) as crew:
         yield crew.executor, crew.footprint

@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rulequant.torch.checkpoint.header import ITEM_SIZES, SPELLINGS
-from rulequant.torch.checkpoint.step import Step
+from rulequant.torch.checkpoint.step import RECORD_BYTES, Step
 from rulequant.torch.checkpoint.writer import aligned, estimate_header
 
-__all__ = ["RECORD_BYTES", "Arrangement", "Place", "arrange"]
+__all__ = ["Arrangement", "Place", "arrange"]
 
-RECORD_BYTES = 512
-"""More than the records of an encoded tensor take."""
 _WORD = 8
 _UNNAMED = 8
 """More tensors than any method makes of a weight; where its scheme does not name them."""

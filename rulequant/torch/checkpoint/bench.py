@@ -29,11 +29,15 @@ _MAX_OPEN = 4
 class Bench:
     """One process's view of a source and an output folder; to be closed."""
 
-    def __init__(self, reader: CheckpointReader, folder: Path, *, mean_threads: int) -> None:
-        """`mean_threads` is the number of threads with which torch takes the one mean whose bits depend on it."""
+    def __init__(self, reader: CheckpointReader, folder: Path, *, mean_threads: int, store: int = -1) -> None:
+        """`mean_threads` is the number of threads with which torch takes the one mean whose bits depend on it.
+
+        `store` is the descriptor of the file that `Made` is in, where there is one; it stays its owner's.
+        """
         self.reader = reader
         self.folder = folder
         self.mean_threads = mean_threads
+        self.store = store
         self._outputs: dict[str, int] = {}
         self._copies_in_kernel = hasattr(os, "copy_file_range")
 

@@ -11,21 +11,23 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rulequant.errors import ResumableError, UsageError
+from rulequant.torch.checkpoint.ahead import MadeAhead
 from rulequant.torch.checkpoint.files import size_text
 from rulequant.torch.checkpoint.footprint import Footprint
-from rulequant.torch.checkpoint.head import Beginning, Order, Ready
+from rulequant.torch.checkpoint.head import Begin, Beginning, Errand, Order, Ready
 from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY, ShardFile
 from rulequant.torch.checkpoint.shards import Executor
-from rulequant.torch.checkpoint.units import Result, Unit
+from rulequant.torch.checkpoint.units import Encoded, Result, Unit
 from rulequant.torch.checkpoint.wire import Failure, failure_to_raise
 
 __all__ = ["Crew", "available_cores", "memory_of_each", "worthwhile_workers"]
@@ -85,25 +87,32 @@ def worthwhile_workers(job: BaseJob, workers: int) -> int:
 class Crew:
     """A head and what is forked from it; they begin to import when the crew is made, and end with it."""
 
-    def __init__(self, workers: int, *, guest: bool = False, torch: bool = True) -> None:
-        """Start the head; `guest` says whether `call` will be used, once, `torch` whether torch will be."""
-        pairs = [socket.socketpair() for _ in range(workers + 2)]
+    def __init__(self, workers: int, *, guest: bool = False, torch: bool = True, store: int | None = None) -> None:
+        """Start the head; `guest` says whether `call` will be used, once, `torch` whether workers will use torch.
+
+        `store` is the descriptor of the file for what is encoded ahead; it stays its owner's.
+        """
+        pairs = [socket.socketpair() for _ in range(workers + 3)]
         theirs = [end for _, end in pairs]
-        control, guest_end, *ends = (Connection(end.detach()) for end, _ in pairs)
-        self._control, self._guest, self._ends = control, guest_end, ends
+        control, guest_end, ahead, *ends = (Connection(end.detach()) for end, _ in pairs)
+        self._control, self._guest, self._ahead, self._ends = control, guest_end, ahead, ends
+        self._store = -1 if store is None else store
+        self._made: MadeAhead | None = None
         self._closed = False
         fds = " ".join(str(end.fileno()) for end in theirs)
         try:
             self._head = subprocess.Popen(
                 [sys.executable, "-c", _START, fds, *sys.path],
-                pass_fds=[end.fileno() for end in theirs],
+                pass_fds=[*(end.fileno() for end in theirs), *([] if store is None else [store])],
                 stdin=subprocess.DEVNULL,
             )
         finally:
             for end in theirs:
                 end.close()
+        if store is None:
+            ahead.close()
         self.footprint = Footprint([os.getpid(), self._head.pid])
-        control.send(Beginning(guest, torch))
+        control.send(Beginning(guest, torch, store))
 
     def __enter__(self) -> Crew:
         """The crew itself."""
@@ -113,13 +122,47 @@ class Crew:
         """End all processes, and wait until they are gone."""
         self.close()
 
+    def expect_torch(self) -> None:
+        """Have torch imported for the workers, while the guest is busy."""
+        _send(self._control, "torch")
+
+    def encode_ahead(
+        self, source: Path, fingerprint: Mapping[str, Mapping[str, int]], units: Sequence[Encoded]
+    ) -> None:
+        """Have units encoded into the store until `call` is answered; what comes of it the workers take."""
+        self._made = MadeAhead(units, fingerprint)
+        stamps = {file: dict(stamp) for file, stamp in fingerprint.items()}
+        _send(self._ahead, Errand(source, stamps, units))
+
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of a module in a process that ends with the call; what it raises is raised here."""
         _send(self._guest, (function, arguments))
-        while isinstance(answer := self._receive(self._guest), Ready):
+        while isinstance(answer := self._hear_guest(), Ready):
             self.footprint.add(answer.pid)
         self._guest.close()
+        self._hear_ahead()
+        self._ahead.close()
         return cast(T, answer)
+
+    def _hear_guest(self) -> Any:
+        while True:
+            heard = wait([each for each in (self._guest, self._ahead) if not each.closed], self.footprint.interval)
+            if self._guest in heard:
+                return _answer(self._guest)
+            self._hear_ahead()
+            self.footprint.measure()
+
+    def _hear_ahead(self) -> None:
+        """Take in what was encoded; a process that failed is not missed."""
+        with suppress(EOFError, OSError):
+            while self._made is not None and self._ahead.poll():
+                said = self._ahead.recv()
+                if isinstance(said, Ready):
+                    self.footprint.add(said.pid)
+                else:
+                    self._made.take(said)
+            return
+        self._ahead.close()
 
     @contextmanager
     def executor(self, job: BaseJob, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
@@ -132,19 +175,22 @@ class Crew:
             end.close()
         ends = self._ends[:count]
         fingerprint = {file: dict(stamp) for file, stamp in job.fingerprint.items()}
-        self._begin(lock)
+        self._begin(lock, torch=job.takes_torch)
         for end in ends:
-            _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
+            _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads, self._store))
         for end in ends:
             self.footprint.add(cast(Ready, self._receive(end)).pid)
         try:
-            yield _Workers(ends, self.footprint)
+            yield _Workers(ends, self.footprint, partial(self._with_made, fingerprint))
         finally:
             # Before the lock is given back: what opens files by their names would find those of the next run.
             self.close()
 
-    def _begin(self, lock: int | None) -> None:
-        _send(self._control, lock is not None)
+    def _with_made(self, fingerprint: Mapping[str, Mapping[str, int]], unit: Unit) -> Unit:
+        return self._made.look_up(unit, fingerprint) if self._made and isinstance(unit, Encoded) else unit
+
+    def _begin(self, lock: int | None, *, torch: bool) -> None:
+        _send(self._control, Begin(lock is not None, torch))
         if lock is not None:
             try:
                 send_handle(self._control, lock, self._head.pid)
@@ -163,7 +209,7 @@ class Crew:
             with suppress(EOFError, OSError):
                 while not end.closed and end.poll(_SECONDS_TO_END):
                     end.recv_bytes()
-        for end in (self._control, self._guest, *self._ends):
+        for end in (self._control, self._guest, self._ahead, *self._ends):
             end.close()
 
     def _receive(self, end: Connection[Any, Any]) -> Any:
@@ -177,8 +223,10 @@ class _Workers:
 
     syncs = True
 
-    def __init__(self, ends: list[Connection[Any, Any]], footprint: Footprint) -> None:
-        self._ends, self._footprint = ends, footprint
+    def __init__(
+        self, ends: list[Connection[Any, Any]], footprint: Footprint, prepared: Callable[[Unit], Unit]
+    ) -> None:
+        self._ends, self._footprint, self._prepared = ends, footprint, prepared
         # Each answers in the order in which it was asked.
         self._tickets: dict[Connection[Any, Any], deque[Ticket]] = {end: deque() for end in ends}
 
@@ -188,7 +236,7 @@ class _Workers:
     def submit(self, ticket: Ticket, unit: Unit) -> None:
         end = min(self._ends, key=lambda each: len(self._tickets[each]))
         self._tickets[end].append(ticket)
-        _send(end, unit)
+        _send(end, self._prepared(unit))
 
     def wait(self) -> tuple[Ticket, Result]:
         busy = [end for end, tickets in self._tickets.items() if tickets]

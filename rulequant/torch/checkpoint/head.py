@@ -10,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
@@ -25,9 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from rulequant.errors import RulequantError
 
 if TYPE_CHECKING:
-    from rulequant.torch.checkpoint.units import Unit
+    from rulequant.torch.checkpoint.units import Encoded, Unit
 
-__all__ = ["Beginning", "Order", "Ready", "main"]
+__all__ = ["Begin", "Beginning", "Errand", "Order", "Ready", "main"]
 
 Wire = Connection
 _OF_WORKERS = (
@@ -36,6 +38,8 @@ _OF_WORKERS = (
     "rulequant.torch.checkpoint.wire",
     "rulequant.torch.checkpoint.work",
 )
+_OF_PLANNING = ("numpy", "rulequant.library", "rulequant.loader", "rulequant.planner")
+"""Without torch."""
 _PR_SET_PDEATHSIG = 1
 _RARELY = 200_000
 """Objects more than before; what a large model is on meta, some times over."""
@@ -49,13 +53,23 @@ class Beginning(NamedTuple):
     guest: bool
     """Whether a call is to be made in a process that ends with it."""
     torch: bool
-    """Whether that, or the workers, will use torch."""
+    """Whether the workers are known to use torch."""
+    store: int | None
+    """The descriptor of the file for what is encoded ahead, if anything is to be."""
 
 
 class Ready(NamedTuple):
     """What a copy of the head says when it has begun."""
 
     pid: int
+
+
+class Begin(NamedTuple):
+    """That workers are to begin; whatever else the head is told before says that they will use torch."""
+
+    lock: bool
+    """Whether a descriptor follows: the head, and all its copies, hold the lock as long as they live."""
+    torch: bool
 
 
 class Order(NamedTuple):
@@ -65,12 +79,21 @@ class Order(NamedTuple):
     fingerprint: dict[str, dict[str, int]]
     folder: Path
     mean_threads: int
+    store: int
+
+
+class Errand(NamedTuple):
+    """What is to be encoded ahead."""
+
+    source: Path
+    fingerprint: dict[str, dict[str, int]]
+    units: Sequence[Encoded]
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Serve the run at the other end of the sockets whose descriptors are given: control, guest, and the workers'."""
+    """Serve the run at the other end of the sockets whose descriptors are given: of `Crew`, in its order."""
     _settle(os.getppid())
-    control, guest, *workers = (socket.socket(fileno=int(each)) for each in arguments)
+    control, guest, ahead, *workers = (socket.socket(fileno=int(each)) for each in arguments)
     # A thread of numpy's linear algebra, which nothing here uses, would make forking unsafe.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Imports make much and throw little away: looking for cycles would take a sixth of their time.
@@ -78,16 +101,24 @@ def main(arguments: Sequence[str]) -> NoReturn:
     wire: Wire[Any, Any] = Connection(control.detach())
     with suppress(EOFError, OSError):
         beginning: Beginning = wire.recv()
-        if beginning.torch:
-            # Where it cannot be imported, who uses it finds that again, and is heard.
-            with suppress(ImportError, OSError):
-                import_module("torch")
         if beginning.guest:
-            _fork(_serve_guest, guest, [wire, *workers])
+            _fork(_serve_guest, guest, [wire, ahead, *workers])
         guest.close()
-        _import_all()
-        if wire.recv():  # to begin; or the run ends, and needs none
-            recv_handle(wire)  # the lock: held by the head, and all its copies, as long as they live
+        for name in _OF_WORKERS:
+            import_module(name)
+        if beginning.store is not None:
+            _fork(partial(_encode_ahead, beginning.store), ahead, [wire, *workers])
+        ahead.close()
+        if beginning.torch:
+            _import_torch()
+        while not isinstance(begin := wire.recv(), Begin):
+            _import_torch()
+        if begin.torch:
+            _import_torch()
+        if begin.lock:
+            recv_handle(wire)
+        gc.collect()
+        gc.freeze()  # what the collector marks is no longer shared
         for number, each in enumerate(workers):
             _fork(_work, each, [wire, *workers[number + 1 :]])
             each.close()
@@ -95,12 +126,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
     os._exit(0)
 
 
-def _import_all() -> None:
-    """Import what workers use, so that they share it."""
-    for name in _OF_WORKERS:
-        import_module(name)
-    gc.collect()
-    gc.freeze()  # what the collector marks is no longer shared
+def _import_torch() -> None:
+    # Where it cannot be imported, who uses it finds that again, and is heard.
+    with suppress(ImportError, OSError):
+        import_module("torch")
 
 
 def _fork(work: Callable[[Wire[Any, Any]], None], end: socket.socket, others: Sequence[Any]) -> None:
@@ -133,13 +162,14 @@ def _settle(parent: int) -> None:
 def _serve_guest(wire: Wire[Any, Any]) -> None:
     """Make one call, and end: what it imported goes with it."""
     with suppress(EOFError, OSError):
-        function, arguments = wire.recv()
-        if not _answered_sparingly(wire, function, arguments):
+        call = wire.recv_bytes()
+        if not _answered_sparingly(wire, call):
             wire.send(Ready(os.getpid()))
+            function, arguments = pickle.loads(call)  # noqa: S301  from the run, which started this
             wire.send(_answer(function, arguments, lambda _: True))
 
 
-def _answered_sparingly(wire: Wire[Any, Any], function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+def _answered_sparingly(wire: Wire[Any, Any], call: bytes) -> bool:
     """Make the call in a copy of this process that imports less. False if it failed, and that may be the reason."""
     parent = os.getpid()
     copy = os.fork()
@@ -148,10 +178,14 @@ def _answered_sparingly(wire: Wire[Any, Any], function: Callable[..., Any], argu
     code = 1
     try:
         _settle(parent)
-        from rulequant.torch.sparing import spare_imports
+        from rulequant.torch.sparing import loading_libraries, spare_imports
 
-        spare_imports()
         wire.send(Ready(os.getpid()))
+        with loading_libraries():
+            function, arguments = pickle.loads(call)  # noqa: S301
+            for name in _OF_PLANNING:
+                import_module(name)
+        spare_imports()
         wire.send(_answer(function, arguments, _lies_in_the_input))
         code = 0
     finally:
@@ -182,6 +216,18 @@ def _lies_in_the_input(error: BaseException) -> bool:
     return isinstance(first, RulequantError | ValueError | KeyError | OSError)
 
 
+def _encode_ahead(store: int, wire: Wire[Any, Any]) -> None:
+    """Encode until all is done, the run has heard enough, or something fails: then it fails again where it counts."""
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.work import encode_ahead
+
+    errand: Errand = wire.recv()
+    wire.send(Ready(os.getpid()))
+    with CheckpointReader.attach(errand.source, errand.fingerprint) as reader:
+        for made in encode_ahead(reader, store, errand.units):
+            wire.send(made)
+
+
 def _work(wire: Wire[Any, Any]) -> None:
     """Carry out units until there are no more, or one fails."""
     from rulequant.torch.checkpoint.bench import Bench
@@ -194,7 +240,7 @@ def _work(wire: Wire[Any, Any]) -> None:
     with suppress(EOFError, OSError):
         order: Order = wire.recv()
         reader = CheckpointReader.attach(order.source, order.fingerprint)
-        bench = Bench(reader, order.folder, mean_threads=order.mean_threads)
+        bench = Bench(reader, order.folder, mean_threads=order.mean_threads, store=order.store)
         for unit in _units(wire, lambda unit: expect(bench, unit)):
             try:
                 answer: Any = carry_out(bench, unit)

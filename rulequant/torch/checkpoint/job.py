@@ -70,6 +70,11 @@ class BaseJob:
     copied_bytes: int = 0
     """Bytes of large files that are copied as they are."""
 
+    @property
+    def takes_torch(self) -> bool:
+        """Whether only torch can do some of it."""
+        return any(step.takes_torch for shard in self.shards for step in shard.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job(BaseJob):

@@ -32,7 +32,7 @@ from rulequant.torch.checkpoint.units import (
 from rulequant.torch.checkpoint.writer import header_bytes
 from rulequant.verification import Sample
 
-__all__ = ["DEFAULT_MEMORY", "SMALLEST_MEMORY", "ShardFile"]
+__all__ = ["DEFAULT_MEMORY", "SMALLEST_MEMORY", "ShardFile", "slice_values"]
 
 DEFAULT_MEMORY = 32 << 20
 """Bytes that a worker may take for what it reads, encodes and writes at a time."""
@@ -174,22 +174,7 @@ class ShardFile:
         return state.step.slicing is not None and state.units > 1 and not state.finishing
 
     def _slice(self, step: Step) -> int:
-        """Values of the step's tensor that fit into the memory together with what becomes of them."""
-        source = max((each.item_size for each in step.entries), default=1)
-        target = max((each.nbytes for each in step.tensors), default=0) / max(step.numel, 1)
-        # The source is read into memory of its own where it has to be cast or put together.
-        direct = len(step.blocks) == 1 and step.entries[0].dtype == step.dtype and step.blocks[0].is_in_one_piece
-        size = 0 if direct else source
-        values = min(int((self._memory - _SCRATCH) // (size + ITEM_SIZES[step.dtype] + target + 0.25)), _LARGEST_SLICE)
-        multiple = step.slicing.multiple if step.slicing else 1
-        if multiple > values and multiple < step.numel:
-            raise UsageError(
-                f"a row of `{printable(step.key)}` does not fit into {size_text(self._memory)}",
-                remedy="give more --memory, or fewer --workers",
-            )
-        rows = math.lcm(multiple, max(step.columns, 1))
-        multiple = rows if rows <= values else multiple
-        return max(values // multiple, 1) * multiple
+        return slice_values(step, self._memory)
 
     def _seal(self) -> None:
         """Write the records and the header, once all else is written; then the file may be hashed and synced."""
@@ -221,3 +206,26 @@ def _entries(tensors: dict[str, Place]) -> dict[str, object]:
         name: {"dtype": each.dtype, "shape": list(each.shape), "data_offsets": [each.start, each.start + each.nbytes]}
         for name, each in tensors.items()
     }
+
+
+def slice_values(step: Step, memory: int) -> int:
+    """Values of the step's tensor that fit into the memory together with what becomes of them.
+
+    Raises:
+        UsageError: a row of a weight takes more memory than that.
+    """
+    source = max((each.item_size for each in step.entries), default=1)
+    target = max((each.nbytes for each in step.tensors), default=0) / max(step.numel, 1)
+    # The source is read into memory of its own where it has to be cast or put together.
+    direct = len(step.blocks) == 1 and step.entries[0].dtype == step.dtype and step.blocks[0].is_in_one_piece
+    size = 0 if direct else source
+    values = min(int((memory - _SCRATCH) // (size + ITEM_SIZES[step.dtype] + target + 0.25)), _LARGEST_SLICE)
+    multiple = step.slicing.multiple if step.slicing else 1
+    if multiple > values and multiple < step.numel:
+        raise UsageError(
+            f"a row of `{printable(step.key)}` does not fit into {size_text(memory)}",
+            remedy="give more --memory, or fewer --workers",
+        )
+    rows = math.lcm(multiple, max(step.columns, 1))
+    multiple = rows if rows <= values else multiple
+    return max(values // multiple, 1) * multiple

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-from rulequant.inventory import Kind, TensorInfo
+from rulequant.inventory import Kind, ModuleInfo, TensorInfo
 from rulequant.schemes import Scheme, Slicing
 from rulequant.torch.checkpoint.header import TensorEntry
 
-__all__ = ["Block", "Step"]
+__all__ = ["RECORD_BYTES", "Block", "Step", "encoded_step", "matrix_columns"]
+
+RECORD_BYTES = 512
+"""More than the records of an encoded tensor take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +107,40 @@ class Step:
     def source_bytes(self) -> int:
         """Bytes that are read for it."""
         return sum(block.rows * block.columns * block.entry.item_size for block in self.blocks)
+
+
+def matrix_columns(kind: Kind, shape: tuple[int, ...]) -> int:
+    """Columns of the matrix [out, in] that a weight of this shape is encoded as."""
+    return shape[0] if kind == "conv1d" else shape[-1] if kind == "experts" else prod(shape[1:])
+
+
+def encoded_step(
+    info: ModuleInfo,
+    tensor: TensorInfo,
+    scheme: Scheme,
+    *,
+    key: str,
+    target: str,
+    prefix: str,
+    dtype: str,
+    blocks: tuple[Block, ...],
+) -> Step:
+    """The step of a weight of a module that a scheme encodes, from values of a dtype."""
+    written = tuple(
+        TensorInfo(f"{prefix}{each.name}", each.shape, each.dtype) for each in scheme.encoded_tensors(info, tensor)
+    )
+    nbytes = scheme.encoded_bytes(info, tensor)
+    return Step(
+        key=key,
+        target=target,
+        kind=info.kind,
+        shape=tensor.shape,
+        dtype=dtype,
+        blocks=blocks,
+        columns=matrix_columns(info.kind, tensor.shape),
+        tensors=written,
+        nbytes=nbytes + RECORD_BYTES if written else nbytes,
+        prefix=prefix,
+        scheme=scheme,
+        slicing=scheme.slicing(info, tensor) if written else None,
+    )

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import cast
 
 from rulequant.errors import CheckpointError
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
 from rulequant.schemes import Scheme
-from rulequant.torch.checkpoint.arrangement import RECORD_BYTES
 from rulequant.torch.checkpoint.boxes import Layout, ScatteredError
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, FLOATS, SPELLINGS, TensorEntry
 from rulequant.torch.checkpoint.keys import KeyMap
 from rulequant.torch.checkpoint.naming import Naming
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.step import Block, Step
+from rulequant.torch.checkpoint.step import Block, Step, encoded_step, matrix_columns
 from rulequant.torch.checkpoint.tracing import converted_layouts
 from rulequant.torch.checkpoint.unfusing import steps_apart
 from rulequant.torch.skeleton import Skeleton
@@ -177,26 +175,17 @@ def _encoded(
     scheme: Scheme,
     known: _Known,
 ) -> Step:
-    shape, encoded = tensor.shape, scheme.encoded_tensors(info, tensor)
     # The weight of a `Conv1D` is [in, out]; its matrix, as that of all others, is [out, in].
     layout = layout.permuted((1, 0)) if info.kind == "conv1d" else layout
-    columns = shape[0] if info.kind == "conv1d" else shape[-1] if info.kind == "experts" else prod(shape[1:])
-    prefix = known.naming.prefix(name, info)
-    written = tuple(TensorInfo(f"{prefix}{each.name}", each.shape, each.dtype) for each in encoded)
-    nbytes = scheme.encoded_bytes(info, tensor)
-    return Step(
+    return encoded_step(
+        info,
+        tensor,
+        scheme,
         key=key,
         target=target,
-        kind=info.kind,
-        shape=shape,
+        prefix=known.naming.prefix(name, info),
         dtype=SPELLINGS[_name(known.skeleton.encoded_dtype(target))],
-        blocks=_blocks(layout, columns, target),
-        columns=columns,
-        tensors=written,
-        nbytes=nbytes + RECORD_BYTES if written else nbytes,
-        prefix=prefix,
-        scheme=scheme,
-        slicing=scheme.slicing(info, tensor) if written else None,
+        blocks=_blocks(layout, matrix_columns(info.kind, tensor.shape), target),
     )
 
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from rulequant.errors import CheckpointError
 from rulequant.inventory import Inventory, ModuleInfo, TensorInfo
-from rulequant.torch.checkpoint.arrangement import RECORD_BYTES
 from rulequant.torch.checkpoint.files import printable
 from rulequant.torch.checkpoint.header import DTYPE_NAMES
-from rulequant.torch.checkpoint.step import Block, Step
+from rulequant.torch.checkpoint.step import RECORD_BYTES, Block, Step
 from rulequant.unfused import LAYOUT, ExpertMatrix, expert_count, expert_linear
 
 __all__ = ["steps_apart"]

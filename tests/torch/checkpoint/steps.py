@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 
 from rulequant.inventory import Kind, ModuleInfo, TensorInfo
 from rulequant.schemes import Scheme
-from rulequant.torch.checkpoint.arrangement import RECORD_BYTES
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, TensorEntry
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.step import Block, Step
+from rulequant.torch.checkpoint.step import RECORD_BYTES, Block, Step
 
 __all__ = ["encoded_step", "kept_step", "same_bytes", "source_of", "weight_of"]
 

@@ -1,0 +1,67 @@
+"""What `apply` has encoded while another process finds out what the model is: a guess at the plan, by RULES."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rulequant.plan import Plan
+
+if TYPE_CHECKING:
+    from rulequant.cli.jobs import Request
+    from rulequant.inventory import Inventory
+    from rulequant.torch.checkpoint.crew import Crew
+
+__all__ = ["begin_ahead", "store_for"]
+
+WORTHWHILE = 128 << 20
+"""Bytes of weights; fewer are encoded as fast as a process begins."""
+
+
+@contextmanager
+def store_for(request: Request, *, wanted: bool) -> Iterator[int | None]:
+    """The descriptor of a file beside the output, where it is worth while to encode ahead; else None."""
+    from rulequant.torch.checkpoint.ahead import open_store
+
+    nbytes = 0
+    with suppress(OSError):
+        nbytes = sum(each.stat().st_size for each in Path(request.model).glob("model*.safetensors"))
+    if not wanted or nbytes < WORTHWHILE:
+        yield None
+        return
+    with open_store(request.output.absolute().parent, nbytes) as store:
+        yield store
+
+
+def begin_ahead(request: Request, crew: Crew, memory: int) -> None:
+    """Have the crew encode what workers of so much memory will probably be asked for.
+
+    What is wrong with the rules or the checkpoint is told by the process that makes the plan; here it ends the guess.
+    """
+    from rulequant.torch.checkpoint.ahead import guess_inventory, guess_units
+    from rulequant.torch.checkpoint.header import DTYPE_NAMES
+    from rulequant.torch.checkpoint.reader import CheckpointReader
+    from rulequant.torch.checkpoint.sidefiles import source_config
+
+    with suppress(Exception):
+        folder = Path(request.model)
+        config = source_config(folder)
+        dtype = config.get("dtype", config.get("torch_dtype"))
+        with CheckpointReader.open(folder) as reader:
+            if any(DTYPE_NAMES.get(each.dtype) not in {dtype, None} for each in reader.tensors.values()):
+                crew.expect_torch()
+                return
+            inventory = guess_inventory(reader, config, request.model)
+            plan = request.plan if isinstance(request.plan, Plan) else _guess_plan(request.rules, inventory)
+            crew.encode_ahead(folder, reader.fingerprint(), guess_units(plan, inventory, reader, memory))
+
+
+def _guess_plan(rules: str | None, inventory: Inventory) -> Plan:
+    from rulequant.cli.inputs import load_ruleset
+    from rulequant.library import choose
+    from rulequant.planner import make_plan
+
+    ruleset, _ = load_ruleset(choose(inventory).name if rules is None else rules)
+    return make_plan(ruleset, inventory)
