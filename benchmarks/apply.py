@@ -2,7 +2,8 @@
 
 Run with `python benchmarks/apply.py`; `--help` lists the options. A llama in bfloat16 with random weights is written
 into a temporary folder, in shards. Both sides read it from the page cache, write to the same disk, and use all cores.
-Memory is the sum of Pss_Anon in /proc/PID/smaps_rollup over the process and all below it, looked at every 50 ms: pages
+Before each run the disk has written what earlier ones left. Memory is the sum of Pss_Anon in /proc/PID/smaps_rollup
+over the process and all below it, looked at every 50 ms in a round of its own, since that takes a part of a core: pages
 that are no file's, those that several share counted once. Compare ratios: the seconds are this machine's.
 """
 
@@ -82,17 +83,20 @@ class Run:
 
     seconds: float
     mebibytes: float
+    """0 where nobody looked."""
 
 
-def run(command: list[str]) -> Run:
-    """Run a command to its end, and watch its memory."""
+def run(command: list[str], *, watch: bool = False) -> Run:
+    """Run a command to its end, and watch its memory if that is asked for."""
+    os.sync()
     start, peak = time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(process.stderr.read if process.stderr else str)
-        while process.poll() is None:
+        while watch and process.poll() is None:
             peak = max(peak, sum(anonymous(each) for each in family(process.pid)))
             time.sleep(INTERVAL)
+        process.wait()
         seconds = time.monotonic() - start
     if process.returncode:
         raise SystemExit(f"{' '.join(command[:4])} failed:\n{said.result()}")
@@ -191,16 +195,16 @@ def measure(source: Path, folder: Path, scheme: str, rounds: int, *, stock: bool
     if stock:
         commands["stock"] = [sys.executable, "-c", STOCK, str(source), str(outputs["stock"]), scheme]
     runs: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(rounds):
+    for watch in [False] * rounds + [True]:
         for name, command in commands.items():
             shutil.rmtree(outputs[name], ignore_errors=True)
-            runs[name].append(run(command))
+            runs[name].append(run(command, watch=watch))
     reference = outputs["stock" if stock else "apply"]
-    fastest = {name: min(each.seconds for each in found) for name, found in runs.items()}
+    fastest = {name: min(each.seconds for each in found[:rounds]) for name, found in runs.items()}
     for name, found in runs.items():
         ratio = f"{fastest['stock'] / fastest[name]:5.1f}" if stock else "    -"
         same = "yes" if same_tensors(outputs[name], reference) else "NO"
-        peak = max(each.mebibytes for each in found)
+        peak = found[-1].mebibytes
         print(f"{scheme:6} {name:14} {fastest[name]:8.1f} {ratio} {peak:12.0f}   {same}", flush=True)
     for output in outputs.values():
         shutil.rmtree(output, ignore_errors=True)
