@@ -40,22 +40,21 @@ def begin_ahead(request: Request, crew: Crew, memory: int) -> None:
 
     What is wrong with the rules or the checkpoint is told by the process that makes the plan; here it ends the guess.
     """
-    from rulequant.torch.checkpoint.ahead import guess_inventory, guess_units
-    from rulequant.torch.checkpoint.header import DTYPE_NAMES
+    from rulequant.torch.checkpoint.ahead import guess_dtype, guess_inventory, guess_units
+    from rulequant.torch.checkpoint.header import FLOATS
     from rulequant.torch.checkpoint.reader import CheckpointReader
     from rulequant.torch.checkpoint.sidefiles import source_config
 
     with suppress(Exception):
         folder = Path(request.model)
         config = source_config(folder)
-        dtype = config.get("dtype", config.get("torch_dtype"))
         with CheckpointReader.open(folder) as reader:
-            if any(DTYPE_NAMES.get(each.dtype) not in {dtype, None} for each in reader.tensors.values()):
+            dtype = guess_dtype(reader, config)
+            if any(each.dtype in FLOATS - {dtype} and len(each.shape) > 1 for each in reader.tensors.values()):
                 crew.expect_torch()
-                return
             inventory = guess_inventory(reader, config, request.model)
             plan = request.plan if isinstance(request.plan, Plan) else _guess_plan(request.rules, inventory)
-            crew.encode_ahead(folder, reader.fingerprint(), guess_units(plan, inventory, reader, memory))
+            crew.encode_ahead(folder, reader.fingerprint(), guess_units(plan, inventory, reader, dtype, memory))
 
 
 def _guess_plan(rules: str | None, inventory: Inventory) -> Plan:

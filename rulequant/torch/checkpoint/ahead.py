@@ -20,17 +20,21 @@ from rulequant.inventory import Inventory, Kind, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
 from rulequant.schemes import Bnb4bit
 from rulequant.torch.checkpoint.boxes import Layout
-from rulequant.torch.checkpoint.header import DTYPE_NAMES, TensorEntry
+from rulequant.torch.checkpoint.header import DTYPE_NAMES, FLOATS, SPELLINGS, TensorEntry
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.shardfile import slice_values
 from rulequant.torch.checkpoint.step import encoded_step, matrix_columns
 from rulequant.torch.checkpoint.units import Encoded, Made
 
-__all__ = ["MadeAhead", "guess_inventory", "guess_units", "open_store"]
+__all__ = ["MadeAhead", "guess_dtype", "guess_inventory", "guess_units", "open_store"]
 
 _WEIGHT = ".weight"
 _HEADS = frozenset({"lm_head", "embed_out", "output"})
 _LOOKED_UP = ("embed", "wte", "wpe", "shared")
+_EXPERTS = ".experts."
+"""Fused, so that none of them is a module."""
+_MOST = 2000
+"""Units: what takes longer than any import."""
 _TIMES_FREE = 4
 """Of what is stored: so that the output fits, too, wherever it fitted without."""
 
@@ -40,7 +44,11 @@ def guess_inventory(reader: CheckpointReader, config: Mapping[str, Any], model: 
     architectures = config.get("architectures")
     return Inventory(
         model,
-        tuple(_module(entry, reader.tensors) for name, entry in reader.tensors.items() if name.endswith(_WEIGHT)),
+        tuple(
+            _module(entry, reader.tensors)
+            for name, entry in reader.tensors.items()
+            if name.endswith(_WEIGHT) and _EXPERTS not in name
+        ),
         model_type=config.get("model_type"),
         architecture=architectures[0] if architectures else None,
     )
@@ -65,13 +73,21 @@ def _kind(name: str, entry: TensorEntry) -> tuple[Kind, str]:
     return "linear", "Linear"
 
 
-def guess_units(plan: Plan, inventory: Inventory, reader: CheckpointReader, memory: int) -> list[Encoded]:
-    """What a worker of so much memory would be asked for under a plan, in the order of the source."""
-    units = []
+def guess_dtype(reader: CheckpointReader, config: Mapping[str, Any]) -> str | None:
+    """The dtype that the model is loaded in, as safetensors spells it; None for a checkpoint without floats."""
+    declared = SPELLINGS.get(str(config.get("dtype", config.get("torch_dtype"))))
+    return declared or next((each.dtype for each in reader.tensors.values() if each.dtype in FLOATS), None)
+
+
+def guess_units(
+    plan: Plan, inventory: Inventory, reader: CheckpointReader, dtype: str | None, memory: int
+) -> list[Encoded]:
+    """What a worker of so much memory would be asked for under a plan, in the order of the source; not all of much."""
+    units: list[Encoded] = []
     for decision in plan.quantized:
         info, scheme = inventory.by_name[decision.name], plan.schemes[str(decision.scheme)]
         tensor, entry = info.tensors[0], reader.entry(f"{info.name}{_WEIGHT}")
-        if not isinstance(scheme, Bnb4bit) or DTYPE_NAMES.get(entry.dtype) not in scheme.dtypes:
+        if not isinstance(scheme, Bnb4bit) or entry.dtype != dtype or DTYPE_NAMES[dtype] not in scheme.dtypes:
             continue  # int8 takes no longer to make of the source than to copy from the store
         step = encoded_step(
             info,
@@ -83,14 +99,14 @@ def guess_units(plan: Plan, inventory: Inventory, reader: CheckpointReader, memo
             dtype=entry.dtype,
             blocks=Layout.of(entry).blocks(matrix_columns(info.kind, tensor.shape)),
         )
-        if step.slicing is None:
-            continue
         try:
             size = slice_values(step, memory)
         except UsageError:
             continue
         starts = range(0, step.numel, size)
         units += [Encoded.of("", step, start, min(start + size, step.numel), {}) for start in starts]
+        if len(units) > _MOST:
+            break
     return units
 
 
@@ -117,11 +133,13 @@ class MadeAhead:
         """The units in the order in which they are encoded, from files of this fingerprint."""
         self._units = list(units)
         self._fingerprint = fingerprint
+        self._taken = 0
         self._made: dict[object, Made] = {}
 
     def take(self, made: Made) -> None:
         """Take the next of them in."""
-        self._made[_key(self._units[len(self._made)])] = made
+        self._made[_key(self._units[self._taken])] = made
+        self._taken += 1
 
     def look_up(self, unit: Encoded, fingerprint: Mapping[str, Mapping[str, int]]) -> Encoded:
         """The unit, with what it was encoded to if that is known."""

@@ -22,7 +22,7 @@ from rulequant.loader import load_rules
 from rulequant.planner import make_plan
 from rulequant.report.worsttext import worst_rows
 from rulequant.torch.checkpoint import ahead
-from rulequant.torch.checkpoint.ahead import MadeAhead, guess_inventory, guess_units, open_store
+from rulequant.torch.checkpoint.ahead import MadeAhead, guess_dtype, guess_inventory, guess_units, open_store
 from rulequant.torch.checkpoint.prepare import prepare
 from rulequant.torch.checkpoint.reader import CheckpointReader
 from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
@@ -46,7 +46,8 @@ def guessed(source: Path, rules: dict[str, Any] = RULES, memory: int = DEFAULT_M
     config = json.loads((source / "config.json").read_text())
     with CheckpointReader.open(source) as reader:
         inventory = guess_inventory(reader, config, str(source))
-        return guess_units(make_plan(load_rules(rules), inventory), inventory, reader, memory)
+        plan = make_plan(load_rules(rules), inventory)
+        return guess_units(plan, inventory, reader, guess_dtype(reader, config), memory)
 
 
 def asked(source: Path, folder: Path, rules: dict[str, Any] = RULES, memory: int = DEFAULT_MEMORY) -> list[Encoded]:
@@ -106,6 +107,29 @@ def test_a_wrong_guess_is_not_asked_for(tmp_path: Path) -> None:
     made = MadeAhead(units, {"model.safetensors": {"size": 1, "mtime_ns": 1}})
     made.take(Made((), Sample()))
     assert made.look_up(units[0], {"model.safetensors": {"size": 1, "mtime_ns": 2}}) is units[0]
+
+
+def test_other_dtypes_and_experts_are_not_guessed_at(tmp_path: Path) -> None:
+    """What will be cast is nothing yet, and transformers fuses experts; without a dtype the first float tells it."""
+    tensors = {
+        "a.q.weight": torch.zeros(64, 64, dtype=torch.bfloat16),
+        "a.r.weight": torch.zeros(64, 64),
+        "a.experts.0.up.weight": torch.zeros(64, 64, dtype=torch.bfloat16),
+        "a.norm.weight": torch.zeros(64, dtype=torch.bfloat16),
+        "a.steps": torch.zeros(3, dtype=torch.int64),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    for config in ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert [each.step.key for each in guessed(tmp_path)] == ["a.q.weight"]
+
+
+def test_no_more_is_guessed_at_than_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a library is imported."""
+    source = save_tiny("llama", tmp_path / "llama")
+    expected = guessed(source)
+    monkeypatch.setattr(ahead, "_MOST", 3)
+    assert guessed(source) == expected[:4]
 
 
 def test_int8_is_not_guessed_at(tmp_path: Path) -> None:
@@ -195,7 +219,7 @@ def test_values_that_are_cast_are_left_to_the_workers(tmp_path: Path) -> None:
     configure(source, dtype="bfloat16")
     code, said = apply_ahead(source, RULES, tmp_path / "out")
     assert code == 0, said
-    assert notes_of(tmp_path / "out").read_text() == ""
+    assert set(notes_of(tmp_path / "out").read_text().split()) == {"missing"}
     run(source, tmp_path / "plain", RULES)
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == (
         load_file(tmp_path / "plain" / "model.safetensors").keys()
