@@ -1,7 +1,6 @@
 """Imports that transformers makes and no skeleton needs, left out: torch's compiler, its parallel tensors, scipy.
 
-They are a third of the time that preparation takes. Nothing is hidden for good: a package that is asked for more than
-it has in this form is imported after all.
+Nothing is hidden for good: a package that is asked for more than it has in this form is imported after all.
 """
 
 from __future__ import annotations

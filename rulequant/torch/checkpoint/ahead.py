@@ -32,7 +32,7 @@ _WEIGHT = ".weight"
 _HEADS = frozenset({"lm_head", "embed_out", "output"})
 _LOOKED_UP = ("embed", "wte", "wpe", "shared")
 _EXPERTS = ".experts."
-"""Fused, so that none of them is a module."""
+"""Which transformers fuses, so that none of them is a module."""
 _MOST = 2000
 """Units: what takes longer than any import."""
 _TIMES_FREE = 4
