@@ -239,11 +239,7 @@ def _encoder(step: Step) -> SliceEncoder:
 
 def _values(bench: Bench, step: Step, start: int, stop: int) -> NDArray[Any]:
     """Values of the step's matrix, flat, from one index to another."""
-    return _gathered(bench, step, start, stop, step.dtype)
-
-
-def _gathered(bench: Bench, step: Step, start: int, stop: int, dtype: str) -> NDArray[Any]:
-    return _read(bench.reader, step, start, stop, dtype)
+    return _read(bench.reader, step, start, stop, step.dtype)
 
 
 def _read(reader: CheckpointReader, step: Step, start: int, stop: int, dtype: str) -> NDArray[Any]:
@@ -277,7 +273,7 @@ def _cast_from(bench: Bench, step: Step, start: int, stop: int) -> str | None:
     if not sources:
         return None
     in_source, cast_to = (
-        np.isfinite(cast_bits(_gathered(bench, step, start, stop, dtype), dtype, "F64").view(np.float64)).all()
+        np.isfinite(cast_bits(_read(bench.reader, step, start, stop, dtype), dtype, "F64").view(np.float64)).all()
         for dtype in ("F64", step.dtype)
     )
     return sources[0] if in_source and not cast_to else None
