@@ -14,7 +14,7 @@ from typing import Any
 
 from faulting.place import SHARD_SIZES, Findings, Place, check, clear
 from rulequant.cli.main import run
-from rulequant.torch.checkpoint import crew, head, shardfile
+from rulequant.torch.checkpoint import crew, cutting, head
 
 __all__ = ["BUSY", "PATIENCE", "Run", "children", "configure", "is_over", "kill", "rerun", "start", "stopped"]
 
@@ -74,7 +74,7 @@ def configure(place: Place, *, warm: bool) -> None:
     """Have all imported that runs take, so that they are copies of this process; with `warm`, their heads too."""
     # The checkpoint is too small for workers otherwise.
     crew._BYTES_A_WORKER = 1
-    shardfile._LARGEST_SLICE = _SLICE
+    cutting._LARGEST_SLICE = _SLICE
     if not warm:
         return
     import torch  # noqa: F401

@@ -1,4 +1,4 @@
-"""What `apply` has encoded while another process finds out what the model is: a guess at the plan, by RULES."""
+"""What `apply` writes while another process finds out what the model is: a guess at the plan, by RULES."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ if TYPE_CHECKING:
     from rulequant.inventory import Inventory
     from rulequant.torch.checkpoint.crew import Crew
 
-__all__ = ["begin_ahead", "store_for"]
+__all__ = ["begin_ahead", "draft_for"]
 
 WORTHWHILE = 128 << 20
 """Bytes of weights; fewer are encoded as fast as a process begins."""
 
 
 @contextmanager
-def store_for(request: Request, *, wanted: bool) -> Iterator[int | None]:
-    """The descriptor of a file beside the output, where it is worth while to encode ahead; else None."""
-    from rulequant.torch.checkpoint.ahead import open_store
+def draft_for(request: Request, *, wanted: bool) -> Iterator[int | None]:
+    """The descriptor of a file that may become one of the output, where it is worth while to begin it; else None."""
+    from rulequant.torch.checkpoint.ahead import open_draft
+    from rulequant.torch.checkpoint.staging import Staging
 
     nbytes = 0
     with suppress(OSError):
         nbytes = sum(each.stat().st_size for each in Path(request.model).glob("model*.safetensors"))
-    if not wanted or nbytes < WORTHWHILE:
+    interrupted = Staging(request.output).folder.exists()  # whose files may be taken over
+    if not wanted or interrupted or nbytes < WORTHWHILE:
         yield None
         return
-    with open_store(request.output.absolute().parent, nbytes) as store:
-        yield store
+    with open_draft(request.output.absolute().parent, nbytes) as draft:
+        yield draft
 
 
-def begin_ahead(request: Request, crew: Crew, memory: int) -> None:
-    """Have the crew encode what workers of so much memory will probably be asked for.
+def begin_ahead(request: Request, crew: Crew, fd: int, memory: int) -> None:
+    """Have the crew write into a file what workers of so much memory will probably be asked for.
 
     What is wrong with the rules or the checkpoint is told by the process that makes the plan; here it ends the guess.
     """
-    from rulequant.torch.checkpoint.ahead import guess_dtype, guess_inventory, guess_units
+    from rulequant.torch.checkpoint.ahead import Draft, guess_dtype, guess_inventory, guess_steps
     from rulequant.torch.checkpoint.header import FLOATS
     from rulequant.torch.checkpoint.reader import CheckpointReader
     from rulequant.torch.checkpoint.sidefiles import source_config
@@ -54,7 +56,8 @@ def begin_ahead(request: Request, crew: Crew, memory: int) -> None:
                 crew.expect_torch()
             inventory = guess_inventory(reader, config, request.model)
             plan = request.plan if isinstance(request.plan, Plan) else _guess_plan(request.rules, inventory)
-            crew.encode_ahead(folder, reader.fingerprint(), guess_units(plan, inventory, reader, dtype, memory))
+            steps = guess_steps(plan, inventory, reader, dtype)
+            crew.write_ahead(folder, Draft(fd, steps, reader.fingerprint(), memory, request.max_shard_bytes))
 
 
 def _guess_plan(rules: str | None, inventory: Inventory) -> Plan:

@@ -184,7 +184,7 @@ def _by_itself(model: str) -> bool:
 def _apply_elsewhere(
     request: Request, workers: int, memory: int, write: Write, cluster: OpenExecutor | None
 ) -> tuple[Applied, int]:
-    from rulequant.cli.ahead import begin_ahead, store_for
+    from rulequant.cli.ahead import begin_ahead, draft_for
     from rulequant.cli.jobs import job_elsewhere, job_of_survey, survey_saved
     from rulequant.torch.checkpoint.crew import Crew
     from rulequant.torch.checkpoint.place import check_output
@@ -193,11 +193,11 @@ def _apply_elsewhere(
     folder = Path(request.model)
     check_output(request.output, folder)
     survey = survey_saved(request)
-    with store_for(request, wanted=survey is None and workers > 1) as store:
+    with draft_for(request, wanted=survey is None and workers > 1) as draft:
         takes_torch = survey is not None and any(step.takes_torch for step in survey.steps)
-        with Crew(workers, guest=survey is None, torch=takes_torch, store=store) as crew:
-            if store is not None:
-                begin_ahead(request, crew, memory)
+        with Crew(workers, guest=survey is None, torch=takes_torch, draft=draft) as crew:
+            if draft is not None:
+                begin_ahead(request, crew, draft, memory)
             job = job_of_survey(request, survey) if survey else crew.call(job_elsewhere, request)
             with CheckpointReader.attach(folder, job.fingerprint) as reader:
                 return write(job, reader, cluster or crew.executor), crew.footprint.peak

@@ -1,32 +1,35 @@
-"""Weights encoded while the plan is still being made, by a guess at what it will be; without torch.
+"""The first file of an output begun while the plan is still being made, by a guess at what it will be; without torch.
 
-A library tells what modules a checkpoint is for, and takes seconds to import. Meanwhile a process encodes what names
-and shapes in the headers make likely, into a file that nobody sees. A worker that is asked for the same slice of the
-same values by the same scheme finds it done. A wrong guess is never asked for: it costs the work of an idle core.
+A library tells what modules a checkpoint is for, and takes seconds to import. Meanwhile a process writes what names and
+shapes in the headers make likely, into a file without a name, each tensor where it would lie. If just this file is
+asked for then, it gets its name, and workers do what is left. A wrong guess is dropped: it costs the work of an idle
+core.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any
 
-from rulequant.errors import UsageError
 from rulequant.inventory import Inventory, Kind, ModuleInfo, TensorInfo
 from rulequant.plan import Plan
-from rulequant.schemes import Bnb4bit
 from rulequant.torch.checkpoint.boxes import Layout
+from rulequant.torch.checkpoint.cutting import Cutting
+from rulequant.torch.checkpoint.files import close_read
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, FLOATS, SPELLINGS, TensorEntry
+from rulequant.torch.checkpoint.partfile import free_bytes, open_nameless
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.shardfile import slice_values
-from rulequant.torch.checkpoint.step import encoded_step, matrix_columns
-from rulequant.torch.checkpoint.units import Encoded, Made
+from rulequant.torch.checkpoint.shardfile import Begun
+from rulequant.torch.checkpoint.shards import plan_jobs
+from rulequant.torch.checkpoint.step import Step, encoded_step, kept_step, matrix_columns
+from rulequant.torch.checkpoint.units import Copied, Encoded, Result, Unit
 
-__all__ = ["MadeAhead", "guess_dtype", "guess_inventory", "guess_units", "open_store"]
+__all__ = ["Draft", "guess_dtype", "guess_inventory", "guess_steps", "open_draft"]
 
 _WEIGHT = ".weight"
 _HEADS = frozenset({"lm_head", "embed_out", "output"})
@@ -36,7 +39,7 @@ _EXPERTS = ".experts."
 _MOST = 2000
 """Units: what takes longer than any import."""
 _TIMES_FREE = 4
-"""Of what is stored: so that the output fits, too, wherever it fitted without."""
+"""Of what is stored: so that the output fits wherever it fitted without, also where the guess is wrong."""
 
 
 def guess_inventory(reader: CheckpointReader, config: Mapping[str, Any], model: str) -> Inventory:
@@ -79,85 +82,101 @@ def guess_dtype(reader: CheckpointReader, config: Mapping[str, Any]) -> str | No
     return declared or next((each.dtype for each in reader.tensors.values() if each.dtype in FLOATS), None)
 
 
-def guess_units(
-    plan: Plan, inventory: Inventory, reader: CheckpointReader, dtype: str | None, memory: int
-) -> list[Encoded]:
-    """What a worker of so much memory would be asked for under a plan, in the order of the source; not all of much."""
-    units: list[Encoded] = []
-    for decision in plan.quantized:
-        info, scheme = inventory.by_name[decision.name], plan.schemes[str(decision.scheme)]
-        tensor, entry = info.tensors[0], reader.entry(f"{info.name}{_WEIGHT}")
-        if not isinstance(scheme, Bnb4bit) or entry.dtype != dtype or DTYPE_NAMES[dtype] not in scheme.dtypes:
-            continue  # int8 takes no longer to make of the source than to copy from the store
-        step = encoded_step(
-            info,
-            tensor,
-            scheme,
-            key=entry.name,
-            target=entry.name,
-            prefix=f"{info.name}.",
-            dtype=entry.dtype,
-            blocks=Layout.of(entry).blocks(matrix_columns(info.kind, tensor.shape)),
-        )
-        try:
-            size = slice_values(step, memory)
-        except UsageError:
-            continue
-        starts = range(0, step.numel, size)
-        units += [Encoded.of("", step, start, min(start + size, step.numel), {}) for start in starts]
-        if len(units) > _MOST:
-            break
-    return units
+def guess_steps(plan: Plan, inventory: Inventory, reader: CheckpointReader, dtype: str | None) -> list[Step]:
+    """What a plan would have written, in the order of the source; nothing where a library rearranges weights."""
+    if any(_EXPERTS in name for name in reader.tensors):
+        return []
+    return [_step(entry, plan, inventory, dtype) for entry in reader.tensors.values()]
+
+
+def _step(entry: TensorEntry, plan: Plan, inventory: Inventory, dtype: str | None) -> Step:
+    stored = dtype if dtype and entry.dtype in FLOATS else entry.dtype
+    name = entry.name.removesuffix(_WEIGHT)
+    decision = plan.by_name.get(name) if name != entry.name else None
+    if decision is None or decision.scheme is None:
+        return kept_step(entry, entry.name, stored)
+    info = inventory.by_name[name]
+    tensor = info.tensors[0]
+    return encoded_step(
+        info,
+        tensor,
+        plan.schemes[decision.scheme],
+        key=entry.name,
+        target=entry.name,
+        prefix=f"{name}.",
+        dtype=stored,
+        blocks=Layout.of(entry).blocks(matrix_columns(info.kind, tensor.shape)),
+    )
 
 
 @contextmanager
-def open_store(folder: Path, nbytes: int) -> Iterator[int | None]:
+def open_draft(folder: Path, nbytes: int) -> Iterator[int | None]:
     """The descriptor of a file without a name in a folder, for up to so many bytes; None where that is asking much."""
-    with ExitStack() as stack:
-        yield _store(folder, nbytes, stack)
-
-
-def _store(folder: Path, nbytes: int, stack: ExitStack) -> int | None:
+    fd = None
+    with suppress(OSError):
+        if free_bytes(folder) >= _TIMES_FREE * nbytes:
+            fd = open_nameless(folder)
     try:
-        if disk_usage(folder).free < _TIMES_FREE * nbytes:
-            return None
-        return stack.enter_context(tempfile.TemporaryFile(dir=folder)).fileno()
-    except OSError:
-        return None
+        yield fd
+    finally:
+        if fd is not None:
+            close_read(fd)
 
 
-class MadeAhead:
-    """Slices that were encoded ahead, by what they are made of."""
+class Draft:
+    """A file of the output that was not asked for yet: what it is taken for, and what of it is written."""
 
-    def __init__(self, units: Iterable[Encoded], fingerprint: Mapping[str, Mapping[str, int]]) -> None:
-        """The units in the order in which they are encoded, from files of this fingerprint."""
-        self._units = list(units)
-        self._fingerprint = fingerprint
-        self._taken = 0
-        self._made: dict[object, Made] = {}
+    def __init__(
+        self,
+        fd: int,
+        steps: Sequence[Step],
+        fingerprint: Mapping[str, Mapping[str, int]],
+        memory: int,
+        max_shard_bytes: int,
+    ) -> None:
+        """The first file of an output of such steps, from files of this fingerprint; the descriptor stays its owner's.
 
-    def take(self, made: Made) -> None:
-        """Take the next of them in."""
-        self._made[_key(self._units[self._taken])] = made
-        self._taken += 1
+        Raises:
+            ValueError: there are no steps.
+            UsageError: a row of a weight takes more than the memory of a unit.
+        """
+        if not steps:
+            raise ValueError("a file of nothing")
+        self.fd, self.fingerprint = fd, {file: dict(stamp) for file, stamp in fingerprint.items()}
+        job = plan_jobs(steps, max_shard_bytes)[0]
+        self._cutting = Cutting(job.name, job.steps, memory)
+        ahead = ((place, unit) for place, (_, unit) in enumerate(self._cutting.units()) if _may_be_ahead(unit))
+        self._places: dict[int, Unit] = dict(islice(ahead, _MOST))
+        self._results: dict[int, Result] = {}
 
-    def look_up(self, unit: Encoded, fingerprint: Mapping[str, Mapping[str, int]]) -> Encoded:
-        """The unit, with what it was encoded to if that is known."""
-        made = self._made.get(_key(unit)) if fingerprint == self._fingerprint else None
-        return replace(unit, made=made) if made else unit
+    @property
+    def units(self) -> list[Unit]:
+        """What is to be done of it, in this order."""
+        return list(self._places.values())
+
+    def take(self, result: Result) -> None:
+        """Take in the result of the next of them."""
+        place = next(islice(self._places, len(self._results), None))
+        self._results[place] = result
+
+    def begun(self, cutting: Cutting, fingerprint: Mapping[str, Mapping[str, int]]) -> Begun | None:
+        """What is written of a file that is asked for; None if that is another."""
+        same = _what_counts(cutting) == _what_counts(self._cutting) and fingerprint == self.fingerprint
+        return Begun(self.fd, self._results) if same and self._results else None
+
+    def drop(self) -> None:
+        """Give the disk back what is written."""
+        with suppress(OSError):
+            os.ftruncate(self.fd, 0)
 
 
-def _key(unit: Encoded) -> object:
-    step = unit.step
-    scheme = step.scheme.model_dump_json() if step.scheme else None
-    return (
-        type(step.scheme),
-        scheme,
-        step.kind,
-        step.shape,
-        step.dtype,
-        step.blocks,
-        step.columns,
-        unit.start,
-        unit.stop,
-    )
+def _may_be_ahead(unit: Unit) -> bool:
+    """Whether a unit takes neither torch nor what only the end of another tells."""
+    if isinstance(unit, Copied):
+        return unit.entry.dtype == unit.dtype
+    return isinstance(unit, Encoded) and not unit.step.takes_torch
+
+
+def _what_counts(cutting: Cutting) -> tuple[int, list[Step]]:
+    """All that decides what lies where in a file; not its name, nor what its library calls a tensor."""
+    return cutting.memory, [replace(step, target="") for step in cutting.steps]

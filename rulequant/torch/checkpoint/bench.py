@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,16 +29,17 @@ _MAX_OPEN = 4
 class Bench:
     """One process's view of a source and an output folder; to be closed."""
 
-    def __init__(self, reader: CheckpointReader, folder: Path, *, mean_threads: int, store: int = -1) -> None:
+    def __init__(
+        self, reader: CheckpointReader, folder: Path, *, mean_threads: int, outputs: Mapping[str, int] | None = None
+    ) -> None:
         """`mean_threads` is the number of threads with which torch takes the one mean whose bits depend on it.
 
-        `store` is the descriptor of the file that `Made` is in, where there is one; it stays its owner's.
+        `outputs` are descriptors of files that have no names yet, by those that they may get; they are closed with it.
         """
         self.reader = reader
         self.folder = folder
         self.mean_threads = mean_threads
-        self.store = store
-        self._outputs: dict[str, int] = {}
+        self._outputs: dict[str, int] = dict(outputs or {})
         self._copies_in_kernel = hasattr(os, "copy_file_range")
 
     def close(self) -> None:

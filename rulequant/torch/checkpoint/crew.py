@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rulequant.errors import ResumableError, UsageError
-from rulequant.torch.checkpoint.ahead import MadeAhead
+from rulequant.torch.checkpoint.ahead import Draft
+from rulequant.torch.checkpoint.cutting import DEFAULT_MEMORY, SMALLEST_MEMORY, Cutting
 from rulequant.torch.checkpoint.files import size_text
 from rulequant.torch.checkpoint.footprint import Footprint
 from rulequant.torch.checkpoint.head import Begin, Beginning, Errand, Order, Ready
 from rulequant.torch.checkpoint.job import BaseJob
-from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY, ShardFile
+from rulequant.torch.checkpoint.shardfile import Begun, ShardFile
 from rulequant.torch.checkpoint.shards import Executor
-from rulequant.torch.checkpoint.units import Encoded, Result, Unit
+from rulequant.torch.checkpoint.units import Result, Unit
 from rulequant.torch.checkpoint.wire import Failure, failure_to_raise
 
 __all__ = ["Crew", "available_cores", "memory_of_each", "worthwhile_workers"]
@@ -87,32 +88,31 @@ def worthwhile_workers(job: BaseJob, workers: int) -> int:
 class Crew:
     """A head and what is forked from it; they begin to import when the crew is made, and end with it."""
 
-    def __init__(self, workers: int, *, guest: bool = False, torch: bool = True, store: int | None = None) -> None:
+    def __init__(self, workers: int, *, guest: bool = False, torch: bool = True, draft: int | None = None) -> None:
         """Start the head; `guest` says whether `call` will be used, once, `torch` whether workers will use torch.
 
-        `store` is the descriptor of the file for what is encoded ahead; it stays its owner's.
+        `draft` is the descriptor of the file for `write_ahead`, if that will be used; it stays its owner's.
         """
         pairs = [socket.socketpair() for _ in range(workers + 3)]
         theirs = [end for _, end in pairs]
         control, guest_end, ahead, *ends = (Connection(end.detach()) for end, _ in pairs)
         self._control, self._guest, self._ahead, self._ends = control, guest_end, ahead, ends
-        self._store = -1 if store is None else store
-        self._made: MadeAhead | None = None
+        self._draft: Draft | None = None
         self._closed = False
         fds = " ".join(str(end.fileno()) for end in theirs)
         try:
             self._head = subprocess.Popen(
                 [sys.executable, "-c", _START, fds, *sys.path],
-                pass_fds=[*(end.fileno() for end in theirs), *([] if store is None else [store])],
+                pass_fds=[*(end.fileno() for end in theirs), *([] if draft is None else [draft])],
                 stdin=subprocess.DEVNULL,
             )
         finally:
             for end in theirs:
                 end.close()
-        if store is None:
+        if draft is None:
             ahead.close()
         self.footprint = Footprint([os.getpid(), self._head.pid])
-        control.send(Beginning(guest, torch, store))
+        control.send(Beginning(guest, torch, draft))
 
     def __enter__(self) -> Crew:
         """The crew itself."""
@@ -126,13 +126,10 @@ class Crew:
         """Have torch imported for the workers, while the guest is busy."""
         _send(self._control, "torch")
 
-    def encode_ahead(
-        self, source: Path, fingerprint: Mapping[str, Mapping[str, int]], units: Sequence[Encoded]
-    ) -> None:
-        """Have units encoded into the store until `call` is answered; what comes of it the workers take."""
-        self._made = MadeAhead(units, fingerprint)
-        stamps = {file: dict(stamp) for file, stamp in fingerprint.items()}
-        _send(self._ahead, Errand(source, stamps, units))
+    def write_ahead(self, source: Path, draft: Draft) -> None:
+        """Have a file written that will probably be asked for, until workers begin; they do what is left of it."""
+        self._draft = draft
+        _send(self._ahead, Errand(source, draft.fingerprint, draft.units))
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of a module in a process that ends with the call; what it raises is raised here."""
@@ -140,8 +137,6 @@ class Crew:
         while isinstance(answer := self._hear_guest(), Ready):
             self.footprint.add(answer.pid)
         self._guest.close()
-        self._hear_ahead()
-        self._ahead.close()
         return cast(T, answer)
 
     def _hear_guest(self) -> Any:
@@ -153,16 +148,26 @@ class Crew:
             self.footprint.measure()
 
     def _hear_ahead(self) -> None:
-        """Take in what was encoded; a process that failed is not missed."""
-        with suppress(EOFError, OSError):
-            while self._made is not None and self._ahead.poll():
+        """Take in what was written; a process that failed is not missed."""
+        try:
+            while self._ahead.poll():
                 said = self._ahead.recv()
                 if isinstance(said, Ready):
                     self.footprint.add(said.pid)
-                else:
-                    self._made.take(said)
-            return
-        self._ahead.close()
+                elif self._draft is not None:
+                    self._draft.take(said)
+        except (EOFError, OSError):
+            self._ahead.close()
+
+    def _end_ahead(self) -> None:
+        """Have nothing more written ahead, and wait until nothing is: from here on the file is the workers'."""
+        if not self._ahead.closed:
+            with suppress(OSError):
+                self._ahead.send(None)
+        while not self._ahead.closed:
+            if self._ahead.poll(self.footprint.interval):
+                self._hear_ahead()
+            self.footprint.measure()
 
     @contextmanager
     def executor(self, job: BaseJob, folder: Path, *, lock: int | None = None) -> Iterator[Executor]:
@@ -177,17 +182,25 @@ class Crew:
         fingerprint = {file: dict(stamp) for file, stamp in job.fingerprint.items()}
         self._begin(lock, torch=job.takes_torch)
         for end in ends:
-            _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads, self._store))
+            _send(end, Order(cast(Path, job.source), fingerprint, folder, job.mean_threads))
         for end in ends:
             self.footprint.add(cast(Ready, self._receive(end)).pid)
+        self._end_ahead()
         try:
-            yield _Workers(ends, self.footprint, partial(self._with_made, fingerprint))
+            yield _Workers(ends, self.footprint, partial(self._begun, fingerprint))
         finally:
             # Before the lock is given back: what opens files by their names would find those of the next run.
             self.close()
 
-    def _with_made(self, fingerprint: Mapping[str, Mapping[str, int]], unit: Unit) -> Unit:
-        return self._made.look_up(unit, fingerprint) if self._made and isinstance(unit, Encoded) else unit
+    def _begun(self, fingerprint: Mapping[str, Mapping[str, int]], cutting: Cutting) -> Begun | None:
+        """What is written of the first file that is asked for."""
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return None
+        begun = draft.begun(cutting, fingerprint)
+        if begun is None:
+            draft.drop()
+        return begun
 
     def _begin(self, lock: int | None, *, torch: bool) -> None:
         _send(self._control, Begin(lock is not None, torch))
@@ -224,9 +237,9 @@ class _Workers:
     syncs = True
 
     def __init__(
-        self, ends: list[Connection[Any, Any]], footprint: Footprint, prepared: Callable[[Unit], Unit]
+        self, ends: list[Connection[Any, Any]], footprint: Footprint, begun: Callable[[Cutting], Begun | None]
     ) -> None:
-        self._ends, self._footprint, self._prepared = ends, footprint, prepared
+        self._ends, self._footprint, self.begun = ends, footprint, begun
         # Each answers in the order in which it was asked.
         self._tickets: dict[Connection[Any, Any], deque[Ticket]] = {end: deque() for end in ends}
 
@@ -236,7 +249,7 @@ class _Workers:
     def submit(self, ticket: Ticket, unit: Unit) -> None:
         end = min(self._ends, key=lambda each: len(self._tickets[each]))
         self._tickets[end].append(ticket)
-        _send(end, self._prepared(unit))
+        _send(end, unit)
 
     def wait(self) -> tuple[Ticket, Result]:
         busy = [end for end, tickets in self._tickets.items() if tickets]

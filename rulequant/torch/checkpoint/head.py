@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from rulequant.errors import RulequantError
 
 if TYPE_CHECKING:
-    from rulequant.torch.checkpoint.units import Encoded, Unit
+    from rulequant.torch.checkpoint.units import Unit
 
 __all__ = ["Begin", "Beginning", "Errand", "Order", "Ready", "main"]
 
@@ -54,8 +54,8 @@ class Beginning(NamedTuple):
     """Whether a call is to be made in a process that ends with it."""
     torch: bool
     """Whether the workers are known to use torch."""
-    store: int | None
-    """The descriptor of the file for what is encoded ahead, if anything is to be."""
+    draft: int | None
+    """The descriptor of the file that is written ahead, if any is to be."""
 
 
 class Ready(NamedTuple):
@@ -79,15 +79,14 @@ class Order(NamedTuple):
     fingerprint: dict[str, dict[str, int]]
     folder: Path
     mean_threads: int
-    store: int
 
 
 class Errand(NamedTuple):
-    """What is to be encoded ahead."""
+    """What is to be written ahead."""
 
     source: Path
     fingerprint: dict[str, dict[str, int]]
-    units: Sequence[Encoded]
+    units: Sequence[Unit]
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -106,8 +105,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         guest.close()
         for name in _OF_WORKERS:
             import_module(name)
-        if beginning.store is not None:
-            _fork(partial(_encode_ahead, beginning.store), ahead, [wire, *workers])
+        if beginning.draft is not None:
+            _fork(partial(_write_ahead, beginning.draft), ahead, [wire, *workers])
         ahead.close()
         if beginning.torch:
             _import_torch()
@@ -216,16 +215,23 @@ def _lies_in_the_input(error: BaseException) -> bool:
     return isinstance(first, RulequantError | ValueError | KeyError | OSError)
 
 
-def _encode_ahead(store: int, wire: Wire[Any, Any]) -> None:
-    """Encode until all is done, the run has heard enough, or something fails: then it fails again where it counts."""
+def _write_ahead(draft: int, wire: Wire[Any, Any]) -> None:
+    """Do what is asked until it is done or no more is wanted; what fails will fail again where it counts."""
+    from rulequant.torch.checkpoint.bench import Bench
     from rulequant.torch.checkpoint.reader import CheckpointReader
-    from rulequant.torch.checkpoint.work import encode_ahead
+    from rulequant.torch.checkpoint.work import carry_out_ahead
 
-    errand: Errand = wire.recv()
+    errand: Errand | None = wire.recv()
+    if errand is None:
+        return
     wire.send(Ready(os.getpid()))
     with CheckpointReader.attach(errand.source, errand.fingerprint) as reader:
-        for made in encode_ahead(reader, store, errand.units):
-            wire.send(made)
+        outputs = {unit.shard: draft for unit in errand.units}
+        bench = Bench(reader, errand.source, mean_threads=0, outputs=outputs)
+        for unit in errand.units:
+            if wire.poll():
+                return
+            wire.send(carry_out_ahead(bench, unit))
 
 
 def _work(wire: Wire[Any, Any]) -> None:
@@ -240,7 +246,7 @@ def _work(wire: Wire[Any, Any]) -> None:
     with suppress(EOFError, OSError):
         order: Order = wire.recv()
         reader = CheckpointReader.attach(order.source, order.fingerprint)
-        bench = Bench(reader, order.folder, mean_threads=order.mean_threads, store=order.store)
+        bench = Bench(reader, order.folder, mean_threads=order.mean_threads)
         for unit in _units(wire, lambda unit: expect(bench, unit)):
             try:
                 answer: Any = carry_out(bench, unit)

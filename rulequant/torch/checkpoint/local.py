@@ -8,9 +8,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rulequant.torch.checkpoint.bench import Bench
+from rulequant.torch.checkpoint.cutting import DEFAULT_MEMORY, Cutting
 from rulequant.torch.checkpoint.job import BaseJob
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
+from rulequant.torch.checkpoint.shardfile import Begun, ShardFile
 from rulequant.torch.checkpoint.shards import Executor, ShardJob, ShardResult, write_shards
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Result, Unit
@@ -29,6 +30,9 @@ class InProcess:
         """`bench` stays its owner's."""
         self._bench = bench
         self._done: deque[tuple[tuple[ShardFile, int], Result]] = deque()
+
+    def begun(self, cutting: Cutting) -> Begun | None:
+        """Nothing."""
 
     def has_room(self) -> bool:
         """One at a time."""

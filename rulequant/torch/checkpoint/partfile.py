@@ -20,6 +20,7 @@ __all__ = [
     "copy_file",
     "explained",
     "free_bytes",
+    "open_nameless",
     "open_part",
     "sync_file",
     "sync_folder",
@@ -45,14 +46,17 @@ class PartFile:
     Leaving the `with` block completes it; an exception removes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Create `<path>.part`; one that an earlier run left there goes."""
+    def __init__(self, path: Path, nameless: int | None = None) -> None:
+        """Create `<path>.part`; one that an earlier run left there goes.
+
+        With the descriptor of a file of `open_nameless`, that file becomes it; the descriptor stays its owner's.
+        """
         self.path = path
         self._part = path.with_name(path.name + PART_SUFFIX)
         self._fd: int | None = None
         with explained(path):
             self._part.unlink(missing_ok=True)
-            self._fd = os.open(self._part, _CREATE_FLAGS, _MODE)
+            self._fd = os.open(self._part, _CREATE_FLAGS, _MODE) if nameless is None else self._name(nameless)
 
     def __enter__(self) -> PartFile:
         """The file itself."""
@@ -99,10 +103,27 @@ class PartFile:
         with suppress(OSError):
             self._part.unlink(missing_ok=True)
 
+    def _name(self, nameless: int) -> int:
+        # The folder of a descriptor makes Python call linkat, which alone follows the link; the path is absolute.
+        os.link(f"/proc/self/fd/{nameless}", self._part, src_dir_fd=nameless, follow_symlinks=True)
+        return os.dup(nameless)
+
     def _descriptor(self) -> int:
         if self._fd is None:
             raise ValueError(f"{self.path} is finished or was discarded")
         return self._fd
+
+
+def open_nameless(folder: Path) -> int:
+    """The descriptor of a new file in a folder that has no name there, until a `PartFile` gives it one.
+
+    Raises:
+        OSError: the file system or the system cannot do that.
+    """
+    flags = getattr(os, "O_TMPFILE", None)
+    if flags is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    return os.open(folder, os.O_RDWR | os.O_CLOEXEC | flags, _MODE)
 
 
 def open_part(path: Path) -> int:

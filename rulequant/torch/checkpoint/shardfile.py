@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from rulequant.errors import UsageError
-from rulequant.schemes import WORK
-from rulequant.torch.checkpoint.arrangement import Arrangement, Place, arrange
+from rulequant.errors import ResumableError
+from rulequant.torch.checkpoint.arrangement import Place
 from rulequant.torch.checkpoint.checksums import Digest
-from rulequant.torch.checkpoint.files import printable, size_text
-from rulequant.torch.checkpoint.header import ITEM_SIZES
+from rulequant.torch.checkpoint.cutting import Cutting
 from rulequant.torch.checkpoint.partfile import PartFile
 from rulequant.torch.checkpoint.step import Step
-from rulequant.torch.checkpoint.units import (
-    Checked,
-    Copied,
-    Encoded,
-    Finished,
-    Gathered,
-    Hashed,
-    Late,
-    Result,
-    Synced,
-    Unit,
-    Whole,
-)
+from rulequant.torch.checkpoint.units import Checked, Hashed, Late, Result, Synced, Unit
 from rulequant.torch.checkpoint.writer import header_bytes
 from rulequant.verification import Sample
 
-__all__ = ["DEFAULT_MEMORY", "SMALLEST_MEMORY", "ShardFile", "slice_values"]
+__all__ = ["Begun", "ShardFile"]
 
-DEFAULT_MEMORY = 32 << 20
-"""Bytes that a worker may take for what it reads, encodes and writes at a time."""
-SMALLEST_MEMORY = 12 << 20
-_SCRATCH = 8 << 20
-"""What the kernels take of it, whatever they encode."""
-_LARGEST_SLICE = 1 << 23
-"""Values; larger slices are no faster."""
+
+class Begun(NamedTuple):
+    """A file without a name, in which units of a cutting were carried out that nobody had asked for yet."""
+
+    fd: int
+    """Its owner's."""
+    results: Mapping[int, Result]
+    """Of these units, by their place in the order of the cutting; of a weight that is one unit, of its slice alone."""
 
 
 @dataclass(slots=True)
@@ -52,35 +40,35 @@ class _Open:
     done: int = 0
     late: tuple[Late, ...] = ()
     sample: Sample = field(default_factory=Sample)
+    begun: bool = False
+    """Whether some of it was done before the file had its name."""
     finishing: bool = False
 
 
 class ShardFile:
     """A file that is written in place, unit by unit; complete when `next_unit` has no more and all were taken in."""
 
-    def __init__(
-        self, folder: Path, name: str, steps: tuple[Step, ...], *, memory: int = DEFAULT_MEMORY, sync: bool = False
-    ) -> None:
-        """Create it; `memory` is what a unit may take, `sync` whether syncing is a unit of its own.
-
-        `name` is its path in the folder.
+    def __init__(self, folder: Path, cutting: Cutting, *, sync: bool = False, begun: Begun | None = None) -> None:
+        """Create it, or give what is begun its name; `sync` says whether syncing is a unit of its own.
 
         Raises:
-            UsageError: a row of a weight takes more memory than that.
+            UsageError: a row of a weight takes more memory than there is.
             CheckpointError: it cannot be created.
         """
-        self.name = name
-        self._steps, self._memory, self._sync = steps, memory, sync
-        self._arrangement: Arrangement = arrange(steps)
-        self._open = [_Open(step, self._count(step)) for step in steps]
+        self.name = cutting.shard
+        self._cutting, self._sync = cutting, sync
+        self._arrangement = cutting.arrangement
+        self._open = [_Open(step, cutting.count(step)) for step in cutting.steps]
         self._left = sum(each.units > 0 for each in self._open)
-        self._first = self._units()
         self._then: deque[tuple[int, Unit]] = deque()
         self._last = -1
         self._places: dict[str, Place] = {}
         self._sha256, self._crc32 = "", dict[str, str]()
         self._size = 0
-        self._file = PartFile(folder / name)
+        self.done_at_once = [each.step for each in self._open if not each.units]
+        """The steps that nothing is left to do for."""
+        self._file, results = _create(folder / self.name, begun)
+        self._first = self._left_of(results)
 
     def next_unit(self) -> tuple[int, Unit] | None:
         """A unit that may be done now, and the number to take its result in under; None while there is none."""
@@ -106,7 +94,7 @@ class ShardFile:
             return None
         if self._needs_finish(state):
             state.finishing, state.units = True, state.units + 1
-            self._then.append((number, Finished(self.name, state.step, self._offsets(state.step))))
+            self._then.append((number, self._cutting.finished(state.step)))
             return None
         self._left -= 1
         return state.step
@@ -115,11 +103,6 @@ class ShardFile:
     def samples(self) -> dict[str, Sample]:
         """How far encoded weights are from the original, by module; for fused experts by parameter."""
         return {each.step.target.removesuffix(".weight"): each.sample for each in self._open if each.sample.values}
-
-    @property
-    def empty_steps(self) -> list[Step]:
-        """The steps that there is nothing to do for."""
-        return [each.step for each in self._open if not each.units]
 
     @property
     def is_complete(self) -> bool:
@@ -136,45 +119,21 @@ class ShardFile:
         """Remove what was written so far; does nothing after `close`."""
         self._file.discard()
 
-    def _units(self) -> Iterator[tuple[int, Unit]]:
-        for number, step in enumerate(self._steps):
-            offsets = self._offsets(step)
-            if step.scheme is not None and step.slicing is None:
-                yield number, Whole(self.name, step, offsets, self._arrangement.regions.get(step.key))
-                continue
-            size = self._slice(step)
-            for start in range(0, step.numel, size):
-                stop = min(start + size, step.numel)
-                if step.scheme is not None:
-                    yield number, Encoded.of(self.name, step, start, stop, offsets)
-                else:
-                    yield number, self._copied(step, start, stop)
-
-    def _copied(self, step: Step, start: int, stop: int) -> Copied | Gathered:
-        (tensor,) = step.tensors
-        offset = self._arrangement.offset(tensor.name) + start * (tensor.nbytes // step.numel)
-        block = step.blocks[0]
-        # As it lies there, from the first value to the last; all else is put together.
-        if len(step.blocks) > 1 or block.rows > 1 or block.entry.shape != step.shape:
-            return Gathered.of(self.name, step, start, stop, offset)
-        return Copied(self.name, block.entry, start, stop, step.dtype, offset)
-
-    def _offsets(self, step: Step) -> dict[str, int]:
-        offsets = {each.name.removeprefix(step.prefix): self._arrangement.offset(each.name) for each in step.tensors}
-        work = self._arrangement.work.get(step.key)
-        return offsets if work is None else {**offsets, WORK: work}
-
-    def _count(self, step: Step) -> int:
-        if step.scheme is not None and step.slicing is None:
-            return 1
-        return math.ceil(step.numel / self._slice(step))
-
     def _needs_finish(self, state: _Open) -> bool:
-        """Whether slices were encoded that do not know of each other; one alone is finished at once."""
-        return state.step.slicing is not None and state.units > 1 and not state.finishing
+        """Whether slices were encoded that do not know of each other; one alone is mostly finished at once."""
+        return state.step.slicing is not None and (state.units > 1 or state.begun) and not state.finishing
 
-    def _slice(self, step: Step) -> int:
-        return slice_values(step, self._memory)
+    def _left_of(self, results: Mapping[int, Result]) -> Iterator[tuple[int, Unit]]:
+        """The units that are not done, once the results of the others are taken in."""
+        left = []
+        for place, (number, unit) in enumerate(self._cutting.units()):
+            if place not in results:
+                left.append((number, unit))
+                continue
+            self._open[number].begun = True
+            step = self.take(number, results[place])
+            self.done_at_once += [step] if step else []
+        return iter(left)
 
     def _seal(self) -> None:
         """Write the records and the header, once all else is written; then the file may be hashed and synced."""
@@ -208,24 +167,9 @@ def _entries(tensors: dict[str, Place]) -> dict[str, object]:
     }
 
 
-def slice_values(step: Step, memory: int) -> int:
-    """Values of the step's tensor that fit into the memory together with what becomes of them.
-
-    Raises:
-        UsageError: a row of a weight takes more memory than that.
-    """
-    source = max((each.item_size for each in step.entries), default=1)
-    target = max((each.nbytes for each in step.tensors), default=0) / max(step.numel, 1)
-    # The source is read into memory of its own where it has to be cast or put together.
-    direct = len(step.blocks) == 1 and step.entries[0].dtype == step.dtype and step.blocks[0].is_in_one_piece
-    size = 0 if direct else source
-    values = min(int((memory - _SCRATCH) // (size + ITEM_SIZES[step.dtype] + target + 0.25)), _LARGEST_SLICE)
-    multiple = step.slicing.multiple if step.slicing else 1
-    if multiple > values and multiple < step.numel:
-        raise UsageError(
-            f"a row of `{printable(step.key)}` does not fit into {size_text(memory)}",
-            remedy="give more --memory, or fewer --workers",
-        )
-    rows = math.lcm(multiple, max(step.columns, 1))
-    multiple = rows if rows <= values else multiple
-    return max(values // multiple, 1) * multiple
+def _create(path: Path, begun: Begun | None) -> tuple[PartFile, Mapping[int, Result]]:
+    """The file, and what of it is done."""
+    if begun is not None:
+        with suppress(ResumableError):  # what the disk has against that name, it has against any
+            return PartFile(path, begun.fd), begun.results
+    return PartFile(path), {}

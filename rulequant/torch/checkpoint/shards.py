@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from rulequant.torch.checkpoint.cutting import DEFAULT_MEMORY, Cutting
 from rulequant.torch.checkpoint.layout import MODEL_STEM
 from rulequant.torch.checkpoint.partfile import explained
-from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, ShardFile
+from rulequant.torch.checkpoint.shardfile import Begun, ShardFile
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import Result, Unit
 from rulequant.torch.checkpoint.writer import plan_shards, shard_names
@@ -71,6 +72,9 @@ class Executor(Protocol):
 
     syncs: bool
     """Whether it can sync a file while it does something else."""
+
+    def begun(self, cutting: Cutting) -> Begun | None:
+        """What was written of a file before it was asked for, if anything."""
 
     def has_room(self) -> bool:
         """Whether a unit may be handed in now."""
@@ -150,7 +154,8 @@ class _Schedule:
         done: Callable[[Step], None],
     ) -> None:
         self._waiting, self._files = deque(jobs), list[ShardFile]()
-        self._folder, self._memory, self._sync, self._done = folder, memory, executor.syncs, done
+        self._folder, self._memory, self._done = folder, memory, done
+        self._sync, self._begun = executor.syncs, executor.begun
 
     @property
     def is_busy(self) -> bool:
@@ -166,8 +171,9 @@ class _Schedule:
         job = self._waiting.popleft()
         with explained(self._folder / job.name):
             (self._folder / job.name).parent.mkdir(exist_ok=True)
-        self._files.append(ShardFile(self._folder, job.name, job.steps, memory=self._memory, sync=self._sync))
-        for step in self._files[-1].empty_steps:
+        cutting = Cutting(job.name, job.steps, self._memory)
+        self._files.append(ShardFile(self._folder, cutting, sync=self._sync, begun=self._begun(cutting)))
+        for step in self._files[-1].done_at_once:
             self._done(step)
         return self.next_unit()
 

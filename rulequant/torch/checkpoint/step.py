@@ -7,9 +7,9 @@ from math import prod
 
 from rulequant.inventory import Kind, ModuleInfo, TensorInfo
 from rulequant.schemes import Scheme, Slicing
-from rulequant.torch.checkpoint.header import TensorEntry
+from rulequant.torch.checkpoint.header import DTYPE_NAMES, TensorEntry
 
-__all__ = ["RECORD_BYTES", "Block", "Step", "encoded_step", "matrix_columns"]
+__all__ = ["RECORD_BYTES", "Block", "Step", "encoded_step", "kept_step", "matrix_columns"]
 
 RECORD_BYTES = 512
 """More than the records of an encoded tensor take."""
@@ -107,6 +107,13 @@ class Step:
     def source_bytes(self) -> int:
         """Bytes that are read for it."""
         return sum(block.rows * block.columns * block.entry.item_size for block in self.blocks)
+
+
+def kept_step(entry: TensorEntry, target: str, dtype: str) -> Step:
+    """The step of a tensor that is copied or cast, under the source's own key."""
+    written = TensorInfo(entry.name, entry.shape, DTYPE_NAMES[dtype])
+    block = Block(entry, 1, entry.numel, stride=entry.numel)
+    return Step(entry.name, target, "other", entry.shape, dtype, (block,), entry.numel, (written,), written.nbytes)
 
 
 def matrix_columns(kind: Kind, shape: tuple[int, ...]) -> int:

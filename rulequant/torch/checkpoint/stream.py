@@ -16,7 +16,7 @@ from rulequant.torch.checkpoint.header import DTYPE_NAMES, FLOATS, SPELLINGS, Te
 from rulequant.torch.checkpoint.keys import KeyMap
 from rulequant.torch.checkpoint.naming import Naming
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.step import Block, Step, encoded_step, matrix_columns
+from rulequant.torch.checkpoint.step import Block, Step, encoded_step, kept_step, matrix_columns
 from rulequant.torch.checkpoint.tracing import converted_layouts
 from rulequant.torch.checkpoint.unfusing import steps_apart
 from rulequant.torch.skeleton import Skeleton
@@ -109,7 +109,7 @@ def _steps(entries: Sequence[TensorEntry], known: _Known) -> list[Step]:
         _check_dtype(entry, quantized=is_quantized)
     if not is_quantized:
         # As they are: whoever loads the output converts them, as those of the source.
-        return [_kept(each, target, _stored(each, target, known.skeleton)) for each in entries]
+        return [kept_step(each, target, _stored(each, target, known.skeleton)) for each in entries]
     made = converted_layouts(entries, conversions, target, known.skeleton.model)
     return [
         _made(first.name, known.home(name), layout, known, is_alone=len(made) == 1) for name, layout in made.items()
@@ -127,7 +127,7 @@ def _step(entry: TensorEntry, target: str, known: _Known) -> Step:
         )
     tensor = info.tensor(target.rpartition(".")[2])
     if scheme is None or tensor is None:
-        return _kept(entry, target, _stored(entry, target, known.skeleton))
+        return kept_step(entry, target, _stored(entry, target, known.skeleton))
     name = known.naming.encoded(entry.name, target, info, scheme, tensor)
     return _encoded(entry.name, target, name, Layout.of(entry), info, tensor, scheme, known)
 
@@ -147,13 +147,6 @@ def _made(key: str, target: str, layout: Layout, known: _Known, *, is_alone: boo
     name = known.naming.encoded(key, target, info, scheme, tensor)
     # Of several that are made of one each has a key of its own.
     return _encoded(key if is_alone else name, target, name, layout, info, tensor, scheme, known)
-
-
-def _kept(entry: TensorEntry, target: str, dtype: str) -> Step:
-    """The step of a tensor that is copied or cast, under the source's own key."""
-    written = TensorInfo(entry.name, entry.shape, DTYPE_NAMES[dtype])
-    block = Block(entry, 1, entry.numel, stride=entry.numel)
-    return Step(entry.name, target, "other", entry.shape, dtype, (block,), entry.numel, (written,), written.nbytes)
 
 
 def _kept_apart(name: str, target: str, layout: Layout, skeleton: Skeleton) -> Step:

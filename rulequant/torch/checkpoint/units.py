@@ -22,9 +22,7 @@ __all__ = [
     "Gathered",
     "Hashed",
     "Late",
-    "Made",
     "Result",
-    "Stored",
     "Synced",
     "Unit",
     "Whole",
@@ -85,24 +83,6 @@ class Gathered:
         return cls(shard, replace(step, blocks=_overlapping(step, start, stop), tensors=()), start, stop, offset)
 
 
-class Stored(NamedTuple):
-    """A piece of an encoded weight, and where in the store its bytes are."""
-
-    name: str
-    at: int
-    dtype: str
-    """As numpy spells it."""
-    shape: tuple[int, ...]
-    position: int
-
-
-class Made(NamedTuple):
-    """What a slice was encoded to before it was asked for."""
-
-    pieces: tuple[Stored, ...]
-    sample: Sample
-
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A slice of a weight; where it is all of the weight, what is known only at the end is added at once."""
@@ -113,8 +93,6 @@ class Encoded:
     stop: int
     offsets: Mapping[str, int]
     """In the file, of the tensors by their names after the step's prefix; and of the room for work."""
-    made: Made | None = None
-    """What is left is to copy this."""
 
     @classmethod
     def of(cls, shard: str, step: Step, start: int, stop: int, offsets: Mapping[str, int]) -> Encoded:

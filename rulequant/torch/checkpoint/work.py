@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -17,11 +17,10 @@ from rulequant.torch.arrays.floats import Float, to_float32
 from rulequant.torch.arrays.spans import scratch
 from rulequant.torch.checkpoint.bench import Bench
 from rulequant.torch.checkpoint.checksums import checksums_fd
-from rulequant.torch.checkpoint.files import hash_fd, printable, read_into
+from rulequant.torch.checkpoint.files import hash_fd, printable
 from rulequant.torch.checkpoint.gathering import cast_bits, gather, raw, read_bits
 from rulequant.torch.checkpoint.header import DTYPE_NAMES, SPELLINGS
-from rulequant.torch.checkpoint.partfile import explained, write_at
-from rulequant.torch.checkpoint.reader import CheckpointReader
+from rulequant.torch.checkpoint.partfile import explained
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.checkpoint.units import (
     Checked,
@@ -31,9 +30,7 @@ from rulequant.torch.checkpoint.units import (
     Gathered,
     Hashed,
     Late,
-    Made,
     Result,
-    Stored,
     Unit,
     Whole,
 )
@@ -44,7 +41,7 @@ from rulequant.verification import Sample
 if TYPE_CHECKING:
     from rulequant.torch.checkpoint.wholes import EncodedTensor
 
-__all__ = ["carry_out", "encode_ahead", "expect"]
+__all__ = ["carry_out", "carry_out_ahead", "expect"]
 
 
 def carry_out(bench: Bench, unit: Unit) -> Result:
@@ -77,17 +74,17 @@ def carry_out(bench: Bench, unit: Unit) -> Result:
     return Result()
 
 
+def carry_out_ahead(bench: Bench, unit: Unit) -> Result:
+    """Do a unit of a `Draft`; a weight that is one unit is left to be finished."""
+    return _encode(bench, unit) if isinstance(unit, Encoded) else carry_out(bench, unit)
+
+
 def expect(bench: Bench, unit: Unit) -> None:
     """Have the system read what a unit will need, while something else is done."""
     if isinstance(unit, Copied):
         size = unit.entry.item_size
         bench.reader.expect(unit.entry, unit.start * size, (unit.stop - unit.start) * size)
-    elif (
-        isinstance(unit, Encoded)
-        and unit.made is None
-        and len(unit.step.blocks) == 1
-        and unit.step.blocks[0].is_in_one_piece
-    ):
+    elif isinstance(unit, Encoded) and len(unit.step.blocks) == 1 and unit.step.blocks[0].is_in_one_piece:
         (block,) = unit.step.blocks
         size = block.entry.item_size
         bench.reader.expect(block.entry, (block.first + unit.start) * size, (unit.stop - unit.start) * size)
@@ -107,9 +104,9 @@ def _copy(bench: Bench, unit: Copied) -> Result:
 def _encode(bench: Bench, unit: Encoded) -> Result:
     with _told(bench, unit.step, unit.start, unit.stop):
         encoder = _encoder(unit.step)
-        for piece in _pieces(bench, unit, encoder):
+        for piece in encoder.encode(_values(bench, unit.step, unit.start, unit.stop), unit.start):
             bench.write(unit.shard, raw(piece.data), unit.offsets[piece.name] + piece.at)
-    return Result(sample=_sample(unit, encoder))
+    return Result(sample=_sample(encoder))
 
 
 def _encode_all(bench: Bench, unit: Encoded) -> Result:
@@ -117,45 +114,18 @@ def _encode_all(bench: Bench, unit: Encoded) -> Result:
     work = scratch("work", (step.slicing.work_bytes if step.slicing else 0,), np.uint8)
     with _told(bench, step, 0, step.numel):
         encoder = _encoder(step)
-        for piece in _pieces(bench, unit, encoder):
+        for piece in encoder.encode(_values(bench, step, 0, step.numel), 0):
             if piece.name == WORK:
                 work[piece.at : piece.at + piece.data.nbytes] = piece.data.reshape(-1).view(np.uint8)
             else:
                 places.put_piece(piece)
-        sample = _sample(unit, encoder)
+        sample = _sample(encoder)
         for piece in encoder.finish(work, partial(_look, bench, step), mean_threads=bench.mean_threads):
             places.put_piece(piece)
     return Result(places.late, sample=sample)
 
 
-def _pieces(bench: Bench, unit: Encoded, encoder: SliceEncoder) -> Iterator[Piece]:
-    """What the slice is encoded to; read, where it was encoded before."""
-    if unit.made is None:
-        yield from encoder.encode(_values(bench, unit.step, unit.start, unit.stop), unit.start)
-        return
-    for stored in unit.made.pieces:
-        data = scratch("packed", stored.shape, np.dtype(stored.dtype).type)
-        read_into(bench.store, stored.position, raw(data), bench.folder)
-        yield Piece(stored.name, stored.at, data)
-
-
-def encode_ahead(reader: CheckpointReader, store: int, units: Iterable[Encoded]) -> Iterator[Made]:
-    """Encode slices into a file of which the descriptor is given; what it holds is told of after it is written."""
-    position = 0
-    for unit in units:
-        encoder, pieces = _encoder(unit.step), list[Stored]()
-        for piece in encoder.encode(_read(reader, unit.step, unit.start, unit.stop, unit.step.dtype), unit.start):
-            write_at(store, raw(piece.data), position, reader.folder)
-            pieces.append(Stored(piece.name, piece.at, piece.data.dtype.str, piece.data.shape, position))
-            position += piece.data.nbytes
-        yield Made(tuple(pieces), _sample_of(encoder))
-
-
-def _sample(unit: Encoded, encoder: SliceEncoder) -> Sample:
-    return unit.made.sample if unit.made else _sample_of(encoder)
-
-
-def _sample_of(encoder: SliceEncoder) -> Sample:
+def _sample(encoder: SliceEncoder) -> Sample:
     return getattr(encoder, "sample", None) or Sample()
 
 
@@ -239,11 +209,7 @@ def _encoder(step: Step) -> SliceEncoder:
 
 def _values(bench: Bench, step: Step, start: int, stop: int) -> NDArray[Any]:
     """Values of the step's matrix, flat, from one index to another."""
-    return _read(bench.reader, step, start, stop, step.dtype)
-
-
-def _read(reader: CheckpointReader, step: Step, start: int, stop: int, dtype: str) -> NDArray[Any]:
-    return gather(reader, step.blocks, step.columns, start, stop, dtype)
+    return gather(bench.reader, step.blocks, step.columns, start, stop, step.dtype)
 
 
 def _look(bench: Bench, step: Step, start: int, stop: int) -> NDArray[np.float32]:
@@ -272,8 +238,10 @@ def _cast_from(bench: Bench, step: Step, start: int, stop: int) -> str | None:
     sources = sorted({block.entry.dtype for block in step.blocks} - {step.dtype})
     if not sources:
         return None
-    in_source, cast_to = (
-        np.isfinite(cast_bits(_read(bench.reader, step, start, stop, dtype), dtype, "F64").view(np.float64)).all()
-        for dtype in ("F64", step.dtype)
-    )
+    in_source, cast_to = (_are_finite(bench, step, start, stop, dtype) for dtype in ("F64", step.dtype))
     return sources[0] if in_source and not cast_to else None
+
+
+def _are_finite(bench: Bench, step: Step, start: int, stop: int, dtype: str) -> bool:
+    values = cast_bits(gather(bench.reader, step.blocks, step.columns, start, stop, dtype), dtype, "F64")
+    return bool(np.isfinite(values.view(np.float64)).all())

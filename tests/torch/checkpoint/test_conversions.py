@@ -23,9 +23,9 @@ from zoo.tiny import tiny_model
 import rulequant.torch
 from rulequant.errors import CheckpointError
 from rulequant.torch.checkpoint import crew
+from rulequant.torch.checkpoint.cutting import SMALLEST_MEMORY
 from rulequant.torch.checkpoint.keys import map_keys
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.shardfile import SMALLEST_MEMORY
 from rulequant.torch.factories import NotFiniteError
 from rulequant.torch.skeleton import build_skeleton
 from rulequant.torch.transformers import RuleQuantConfig

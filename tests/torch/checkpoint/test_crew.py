@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from rulequant.diagnostics import Diagnostic, DiagnosticsError, Location
 from rulequant.errors import ModelError, ResumableError, UsageError
 from rulequant.loader import load_rules
 from rulequant.torch.checkpoint import crew as crew_module
+from rulequant.torch.checkpoint.ahead import Draft, open_draft
 from rulequant.torch.checkpoint.crew import Crew, available_cores, memory_of_each, worthwhile_workers
+from rulequant.torch.checkpoint.cutting import DEFAULT_MEMORY, SMALLEST_MEMORY, Cutting
 from rulequant.torch.checkpoint.job import Job
 from rulequant.torch.checkpoint.local import in_process
 from rulequant.torch.checkpoint.prepare import prepare
 from rulequant.torch.checkpoint.reader import CheckpointReader
-from rulequant.torch.checkpoint.shardfile import SMALLEST_MEMORY
+from rulequant.torch.checkpoint.shardfile import Begun
 from rulequant.torch.checkpoint.shards import write_shards
 from rulequant.torch.checkpoint.sources import source_of
 from rulequant.torch.checkpoint.staging import Staging
@@ -157,6 +160,47 @@ def test_a_guest_is_a_copy_of_the_head() -> None:
     with Crew(1, guest=True) as crew:
         assert crew.call(torch.get_num_threads) == torch.get_num_threads()
         assert len(set(crew.footprint.pids)) == 3
+
+
+class Watched(Draft):
+    """Notes what was used of it."""
+
+    used: Begun | None = None
+
+    def begun(self, cutting: Cutting, fingerprint: Mapping[str, Mapping[str, int]]) -> Begun | None:
+        """As ever."""
+        self.used = super().begun(cutting, fingerprint)
+        return self.used
+
+
+@linux
+@pytest.mark.parametrize("what", ["asked for", "killed", "unused", "of another file"])
+def test_a_file_is_begun_by_a_process_of_its_own(
+    what: str, source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """What it wrote is not written again; if it dies, was asked for nothing, or for another file, all is."""
+    job = job_of(source, max_shard_bytes=5_000_000)
+    shard = job.shards[1 if what == "of another file" else 0]
+    with (
+        CheckpointReader.attach(source, job.fingerprint) as reader,
+        open_draft(tmp_path, 1) as fd,
+        Crew(2, draft=fd) as crew,
+    ):
+        assert fd is not None
+        draft = Watched(fd, shard.steps, job.fingerprint, DEFAULT_MEMORY, 5_000_000)
+        if what != "unused":
+            crew.write_ahead(source, draft)
+            while len(crew.footprint.pids) < 3 or not draft._results:
+                crew._ahead.poll(10)
+                crew._hear_ahead()
+        if what == "killed":
+            os.kill(crew.footprint.pids[-1], signal.SIGKILL)
+        write_output(job, reader, tmp_path / "out", crew.executor, memory=DEFAULT_MEMORY)
+        assert (draft.used is not None) == (what in {"asked for", "killed"})
+        assert os.fstat(fd).st_nlink == (1 if draft.used else 0)
+        if what == "of another file":
+            assert os.fstat(fd).st_size == 0
+    assert contents(tmp_path / "out") == undisturbed
 
 
 FOUND = Diagnostic("RQ401", "no such module", Location("r.yaml", 1, 2, 3, 4), value="x", allowed=("a",), remedy="do")

@@ -11,9 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from rulequant.errors import CheckpointError
+from rulequant.errors import CheckpointError, ResumableError
 from rulequant.torch.checkpoint import partfile
-from rulequant.torch.checkpoint.partfile import PartFile, copy_file, explained, sync_folder, write_file
+from rulequant.torch.checkpoint.partfile import (
+    PartFile,
+    copy_file,
+    explained,
+    open_nameless,
+    sync_folder,
+    write_at,
+    write_file,
+)
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="files without a name")
 
 
 @pytest.fixture
@@ -209,3 +219,42 @@ def test_a_file_system_that_cannot_sync_folders_is_no_obstacle(tmp_path: Path, m
     fail_with(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         sync_folder(tmp_path)
+
+
+@linux
+def test_a_file_without_a_name_gets_one(tmp_path: Path) -> None:
+    """It becomes the file, with the mode of any other, in place of a part that was left; its descriptor stays open."""
+    (tmp_path / "x.part").write_text("left")
+    fd = open_nameless(tmp_path)
+    write_at(fd, b"begun", 0, tmp_path)
+    assert _names(tmp_path) == ["x.part"]
+    with PartFile(tmp_path / "x", fd) as file:
+        assert (tmp_path / "x.part").read_bytes() == b"begun"
+        file.write(b", done", 5)
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").read_bytes() == b"begun, done"
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+    assert _names(tmp_path) == ["x", "y"]
+    assert os.fstat(fd).st_nlink == 1
+    os.close(fd)
+
+
+@linux
+def test_what_is_no_longer_wanted_loses_the_name(tmp_path: Path) -> None:
+    """As any other."""
+    fd = open_nameless(tmp_path)
+    PartFile(tmp_path / "x", fd).discard()
+    assert _names(tmp_path) == []
+    os.close(fd)
+
+
+@linux
+def test_where_a_name_cannot_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is gone, or the system has no such files."""
+    fd = open_nameless(tmp_path)
+    with pytest.raises(ResumableError, match="cannot write"):
+        PartFile(tmp_path / "gone" / "x", fd)
+    os.close(fd)
+    monkeypatch.delattr(os, "O_TMPFILE")
+    with pytest.raises(OSError, match="not supported"):
+        open_nameless(tmp_path)

@@ -17,10 +17,10 @@ from steps import encoded_step, kept_step, same_bytes, source_of, weight_of
 
 from rulequant.errors import CheckpointError, UsageError
 from rulequant.schemes import Bnb4bit, BnbInt8
+from rulequant.torch.checkpoint.cutting import DEFAULT_MEMORY, SMALLEST_MEMORY
 from rulequant.torch.checkpoint.files import hash_file
 from rulequant.torch.checkpoint.header import read_header
 from rulequant.torch.checkpoint.local import write_shard
-from rulequant.torch.checkpoint.shardfile import DEFAULT_MEMORY, SMALLEST_MEMORY
 from rulequant.torch.checkpoint.shards import ShardJob, plan_jobs
 from rulequant.torch.checkpoint.step import Step
 from rulequant.torch.factories import NotFiniteError, factory_for
