@@ -41,8 +41,8 @@ def main() -> int:
     findings = Findings()
     print(f"{platform.platform()}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory(prefix="rulequant-faults-", dir=options.folder) as name:
-        place = prepare(Path(name).resolve())
-        configure(place, warm=not options.cold)
+        place = prepare(Path(name).resolve(), planned=not options.ahead)
+        configure(place, warm=not options.cold, ahead=options.ahead)
         for part in options.parts or PARTS:
             _part(part, place, findings, options)
     print(f"{len(findings.failures)} failures")
@@ -73,6 +73,9 @@ def _options() -> argparse.Namespace:
         "--workers", type=int, default=2, help="processes that write, even so little; 1: the run itself"
     )
     parser.add_argument("--cold", action="store_true", help="start the head as always, which takes a second or more")
+    parser.add_argument(
+        "--ahead", action="store_true", help="without a plan: runs make one, and begin the first file meanwhile"
+    )
     parser.add_argument("--folder", type=Path, help="where it all happens; a tmpfs is faster than a disk")
     parser.add_argument("--number", type=int, default=200, help="kills, and pairs of runs")
     parser.add_argument("--seed", type=int, default=0, help="of kills and races")

@@ -85,7 +85,7 @@ def _wanted(place: Place, names: list[str], workers: int, findings: Findings) ->
     """
     most: Counter[Call] = Counter()
     for _ in range(3):
-        log = place.plan.parent / "trace"
+        log = place.folder.parent / "trace"
         with _traced(place, RUN, ["-f", "-y", "-e", f"trace={','.join(names)}"], log, workers) as running:
             code, text = running.finished()
         if code:
@@ -116,7 +116,7 @@ def _interfere(place: Place, call: Call, action: str, findings: Findings, worker
     """One run with one fault, and all that has to hold after it; what it came to."""
     where = f"{action} at {call.name} {call.number} of {call.whose} on {call.path.removeprefix(str(place.folder))}"
     what = f"signal={action}" if action.startswith("SIG") else f"error={action}"
-    log = place.plan.parent / "trace"
+    log = place.folder.parent / "trace"
     # Counted by process: the workers are followed without the run, and the run without them.
     follow = ["-f"] if call.whose == WORKER else []
     inject = f"inject={call.name}:{what}:when={call.number}"

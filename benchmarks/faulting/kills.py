@@ -35,7 +35,8 @@ def kills(place: Place, number: int, dice: random.Random, findings: Findings, *,
         else:
             _wait_for_staging(place, running)
             time.sleep(dice.uniform(0, seconds - first))
-        if not _hit(running, victim, workers, dice, findings, f"kill {done + 1} of {victim}"):
+        if not _hit(running, victim, dice, findings, f"kill {done + 1} of {victim}"):
+            check(place, f"a kill of {victim} that the run got over", findings)
             clear(place)
             chain = 0
             continue
@@ -78,14 +79,14 @@ def _ended(running: Run) -> bool:
     return os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _hit(running: Run, victim: str, workers: int, dice: random.Random, findings: Findings, when: str) -> bool:
-    """Kill; and whether that was in time."""
+def _hit(running: Run, victim: str, dice: random.Random, findings: Findings, when: str) -> bool:
+    """Kill; and whether the run ended by it: in time, and not of a process that it can do without."""
     if victim == "the run":
         return kill(running, [running.pid])
     if victim == "all its processes":
         return kill(running)
     heads = children(running.pid)
-    chosen = heads if victim == "its head" else children(heads[0])[:workers] if heads else []
+    chosen = heads if victim == "its head" else children(heads[0]) if heads else []
     if not chosen:
         kill(running)
         return False

@@ -46,7 +46,8 @@ class Place:
     """Where it all happens."""
 
     source: Path
-    plan: Path
+    made_by: tuple[str, ...]
+    """The arguments of apply that say how it is made: a plan, or rules."""
     folder: Path
     """What the output is made in, again and again; nothing else is in it."""
     expected: dict[str, dict[str, str]]
@@ -67,7 +68,7 @@ class Place:
     @property
     def messages(self) -> Path:
         """The folder for what runs say."""
-        return self.plan.parent / "messages"
+        return self.folder.parent / "messages"
 
 
 class Findings:
@@ -83,21 +84,22 @@ class Findings:
         print(f"FAILED: {what}", flush=True)
 
 
-def prepare(folder: Path) -> Place:
-    """A small llama and its plan, by processes of their own; and the files of runs that nothing disturbs."""
-    source, plan = folder / "model", folder / "plan.json"
-    (folder / "rules.yaml").write_text(_RULES)
+def prepare(folder: Path, *, planned: bool) -> Place:
+    """A small llama and its rules or plan, by processes of their own; and the files of runs that nothing disturbs."""
+    source, rules, plan = folder / "model", folder / "rules.yaml", folder / "plan.json"
+    rules.write_text(_RULES)
     _python("-c", _MODEL, str(source))
-    _python("-m", "rulequant", "plan", str(source), str(folder / "rules.yaml"), "-o", str(plan))
+    _python("-m", "rulequant", "plan", str(source), str(rules), "-o", str(plan))
+    made_by = ("--plan", str(plan)) if planned else (str(rules),)
     before, expected = state(source), {}
     for size in SHARD_SIZES:
         output = folder / f"undisturbed-{size}"
-        options = ("--plan", str(plan), "-o", str(output), "--max-shard-size", size, "--quiet")
-        _python("-m", "rulequant", "apply", str(source), *options)
+        options = ("-o", str(output), "--max-shard-size", size, "--quiet")
+        _python("-m", "rulequant", "apply", str(source), *made_by, *options)
         expected[size] = hashes(output)
     for name in ("work", "messages"):
         (folder / name).mkdir()
-    return Place(source, plan, folder / "work", expected, before)
+    return Place(source, made_by, folder / "work", expected, before)
 
 
 def _python(*arguments: str) -> None:

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from faulting.place import SHARD_SIZES, Findings, Place, check, clear
+from rulequant.cli import ahead as begun_ahead
+from rulequant.cli import apply
 from rulequant.cli.main import run
 from rulequant.torch.checkpoint import crew, cutting, head
 
@@ -22,6 +24,7 @@ PATIENCE = 600.0
 """Seconds after which a run counts as hanging."""
 BUSY = "another rulequant apply is writing"
 _STOP = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP); "
+_ENDED = frozenset("ZX")
 _SLICE = 1 << 14
 """Values that are encoded at a time: so few that weights of a tiny model are taken apart too."""
 
@@ -70,13 +73,21 @@ class WarmHead:
         os.waitpid(self.pid, 0)
 
 
-def configure(place: Place, *, warm: bool) -> None:
-    """Have all imported that runs take, so that they are copies of this process; with `warm`, their heads too."""
+def configure(place: Place, *, warm: bool, ahead: bool) -> None:
+    """Have all imported that runs take, so that they are copies of this process; with `warm`, their heads too.
+
+    With `ahead` they make their plans themselves, and begin the first file meanwhile.
+    """
     # The checkpoint is too small for workers otherwise.
     crew._BYTES_A_WORKER = 1
+    begun_ahead.WORTHWHILE = 0
     cutting._LARGEST_SLICE = _SLICE
     if not warm:
         return
+    if ahead:
+        # What a run imports is no reason here to prepare in it: it is what this process has imported.
+        apply._by_itself = lambda _: True  # type: ignore[assignment]
+        import transformers.models.llama.modeling_llama  # noqa: F401
     import torch  # noqa: F401
 
     import rulequant.torch.checkpoint.work
@@ -127,7 +138,7 @@ def start(
 
 def _command(place: Place, size: str, workers: int) -> list[str]:
     options = ["--max-shard-size", size, "--workers", str(workers), "--quiet"]
-    return ["apply", str(place.source), "--plan", str(place.plan), "-o", str(place.output), *options]
+    return ["apply", str(place.source), *place.made_by, "-o", str(place.output), *options]
 
 
 def kill(victim: Run, pids: list[int] | None = None) -> bool:
@@ -141,9 +152,9 @@ def kill(victim: Run, pids: list[int] | None = None) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes whose parent it is."""
+    """The processes whose parent it is, and that have not ended."""
     processes = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
-    return sorted(each for each in processes if _stat(each)[1:2] == [str(pid)])
+    return sorted(each for each in processes if (facts := _stat(each))[1:2] == [str(pid)] and facts[0] not in _ENDED)
 
 
 def _stat(pid: int) -> list[str]:

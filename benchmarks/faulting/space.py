@@ -46,7 +46,7 @@ def space(place: Place, findings: Findings, *, workers: int, steps: int) -> None
 
 
 def _undisturbed(place: Place) -> Path:
-    return place.plan.parent / f"undisturbed-{SHARD_SIZES[0]}"
+    return place.folder.parent / f"undisturbed-{SHARD_SIZES[0]}"
 
 
 def _limits(output: Path) -> list[int]:
@@ -113,7 +113,7 @@ def _remount(folder: Path, options: str) -> None:
 
 @contextmanager
 def _small_disk(place: Place) -> Iterator[Place]:
-    folder = place.plan.parent / "disk"
+    folder = place.folder.parent / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SPARE}", "tmpfs", str(folder)], check=True)
     try:

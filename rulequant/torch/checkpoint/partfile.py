@@ -104,9 +104,9 @@ class PartFile:
             self._part.unlink(missing_ok=True)
 
     def _name(self, nameless: int) -> int:
-        # The folder of a descriptor makes Python call linkat, which alone follows the link; the path is absolute.
+        # Given a src_dir_fd, of which an absolute path makes no use, Python calls linkat, which can follow the link.
         os.link(f"/proc/self/fd/{nameless}", self._part, src_dir_fd=nameless, follow_symlinks=True)
-        return os.dup(nameless)
+        return open_part(self.path)
 
     def _descriptor(self) -> int:
         if self._fd is None:
