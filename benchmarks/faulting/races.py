@@ -8,7 +8,7 @@ from collections import Counter
 
 from faulting.place import SHARD_SIZES, Findings, Place, check, clear, hashes
 from faulting.runs import BUSY, Run, is_over, kill, rerun, start
-from rulequant.torch.checkpoint import head
+from rulequant.torch import processes
 
 __all__ = ["races"]
 
@@ -89,4 +89,4 @@ def _killed(place: Place, seconds: float, dice: random.Random, findings: Finding
 
 
 def _outlive() -> None:
-    head._PR_SET_PDEATHSIG = 0  # no request that the kernel knows
+    processes._PR_SET_PDEATHSIG = 0  # no request that the kernel knows

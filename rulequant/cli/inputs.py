@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rulequant.cli import terminal
+from rulequant.cli.sparingly import go_on_sparingly
 from rulequant.errors import MissingExtraError, ModelError, UsageError
 from rulequant.escaping import printable
 
@@ -62,6 +63,8 @@ def read_model(
         return load_inventory(path)
     _check_path(model)
     with torch_extra(f"reading {model}"):
+        if not real and os.path.isdir(model):  # noqa: PTH112
+            go_on_sparingly()
         from rulequant.torch.pipeline import open_model
 
         if not os.path.exists(model) and ":" not in model:  # noqa: PTH110

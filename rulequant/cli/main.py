@@ -59,10 +59,14 @@ def run(arguments: Sequence[str]) -> int:
         return OK
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
-    except RulequantError as error:
-        return _refused(error)
-    except Exception as error:  # the last resort
-        return _defect(error)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OK
+    except Exception as error:
+        from rulequant.cli.sparingly import AGAIN, is_worth_another_try
+
+        if is_worth_another_try(error):
+            return AGAIN
+        return _refused(error) if isinstance(error, RulequantError) else _defect(error)
     return code
 
 

@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,34 @@ from threading import Thread
 from types import ModuleType
 from typing import Any
 
-__all__ = ["loading_libraries", "spare_imports"]
+from rulequant.errors import RulequantError
+
+__all__ = ["import_sparingly", "lies_in_the_input", "spare_imports"]
 
 _FOR_THE_COMPILER = ("disable", "assume_constant_result", "allow_in_graph")
 """Decorators that only matter to code that is compiled; in torch.compiler, and in torch._dynamo, which they import."""
+_OF_PLANNING = ("numpy", "rulequant.library", "rulequant.loader", "rulequant.planner")
+"""Without torch."""
+
+
+def import_sparingly() -> None:
+    """Import what making a plan takes, in a process that builds models on meta, and ends."""
+    with _loading_libraries():
+        for name in _OF_PLANNING:
+            import_module(name)
+    spare_imports()
+
+
+def lies_in_the_input(error: BaseException) -> bool:
+    """Whether an error has nothing to do with what is imported, all the way down to its first cause."""
+    first = error
+    while cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
+        first = cause
+    return isinstance(first, RulequantError | ValueError | KeyError | OSError)
 
 
 @contextmanager
-def loading_libraries() -> Iterator[None]:
+def _loading_libraries() -> Iterator[None]:
     """Have the system load torch's largest library while Python imports something else: a quarter of torch's import.
 
     Of a build for CUDA torch itself chooses the libraries that this one needs, so nothing is done there.
@@ -48,7 +69,7 @@ def _load(library: Path) -> None:
 
 
 def spare_imports() -> None:
-    """Leave them out, in a process that builds models on meta, and ends.
+    """Leave them out, in such a process.
 
     transformers is told that torch was built without its distributed package, as some builds are. What was imported
     before stays as it is.

@@ -7,7 +7,6 @@ torch.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -24,7 +23,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from rulequant.errors import RulequantError
+from rulequant.torch.processes import end_with
 
 if TYPE_CHECKING:
     from rulequant.torch.checkpoint.units import Unit
@@ -38,9 +37,6 @@ _OF_WORKERS = (
     "rulequant.torch.checkpoint.wire",
     "rulequant.torch.checkpoint.work",
 )
-_OF_PLANNING = ("numpy", "rulequant.library", "rulequant.loader", "rulequant.planner")
-"""Without torch."""
-_PR_SET_PDEATHSIG = 1
 _RARELY = 200_000
 """Objects more than before; what a large model is on meta, some times over."""
 # The run hears of these itself, and ends its workers when it has cleaned up; from a terminal they come to all at once.
@@ -152,10 +148,7 @@ def _settle(parent: int) -> None:
     """Leave signals to the run, and end with the parent, whatever ends that."""
     for each in _LEFT_TO_THE_RUN:
         signal.signal(each, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
 
 
 def _serve_guest(wire: Wire[Any, Any]) -> None:
@@ -177,15 +170,12 @@ def _answered_sparingly(wire: Wire[Any, Any], call: bytes) -> bool:
     code = 1
     try:
         _settle(parent)
-        from rulequant.torch.sparing import loading_libraries, spare_imports
+        from rulequant.torch.sparing import import_sparingly, lies_in_the_input
 
         wire.send(Ready(os.getpid()))
-        with loading_libraries():
-            function, arguments = pickle.loads(call)  # noqa: S301
-            for name in _OF_PLANNING:
-                import_module(name)
-        spare_imports()
-        wire.send(_answer(function, arguments, _lies_in_the_input))
+        import_sparingly()
+        function, arguments = pickle.loads(call)  # noqa: S301
+        wire.send(_answer(function, arguments, lies_in_the_input))
         code = 0
     finally:
         os._exit(code)
@@ -205,14 +195,6 @@ def _answer(function: Callable[..., Any], arguments: Sequence[Any], is_final: Ca
         with suppress(OSError, ValueError):
             stream.flush()
     return answer
-
-
-def _lies_in_the_input(error: BaseException) -> bool:
-    """Whether an error has nothing to do with what is imported, all the way down to its first cause."""
-    first = error
-    while cause := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
-        first = cause
-    return isinstance(first, RulequantError | ValueError | KeyError | OSError)
 
 
 def _write_ahead(draft: int, wire: Wire[Any, Any]) -> None:
