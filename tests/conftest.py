@@ -1,4 +1,4 @@
-"""What all tests share: no network, and no more threads than cores."""
+"""What all tests share: no network, no more threads than cores, and the same sums wherever numbers lie in memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import os
 # Before any test module imports huggingface_hub, which reads it once: a test that reaches for the Hub fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# Before torch is imported: where its threads are more than the cores, they wait for each other most of the time.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // _WORKERS, 1)))
+# Before torch is imported: where its threads are more than the cores, they wait for each other most of the time. Not in
+# the process that starts those which run tests: they would have it from there.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(workers), 1)))
+# Else a matrix product depends on where its operands lie in memory, in its last bits, on some processors (AMD's).
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def pytest_collection_finish() -> None:
