@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else OK
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         from rulequant.cli.sparingly import AGAIN, is_worth_another_try
 
