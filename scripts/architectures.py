@@ -1,7 +1,7 @@
 """Write docs/architectures.md: what the bundled rules make of every architecture of the installed transformers.
 
 The reasons of those of which too little is quantized are in tests/zoo/below.json; what is missing there, or there
-without need, is printed. With `--forward`, which takes ten minutes or more, a tiny random model of each is built
+without need, is printed. With `--forward`, which takes minutes, a tiny random model of each is built
 before, quantized and run, then applied, loaded and run again: tests/zoo/runs.json says how those that run are built,
 tests/zoo/refused.json what keeps some of them from the last step. Of those that do not run, tests/zoo/without.json is
 to say why; what is missing there is printed too.
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as tests/conftest.py
 warnings.simplefilter("ignore")
 
 from zoo.classes import Architecture, architectures
