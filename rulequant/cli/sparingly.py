@@ -27,7 +27,10 @@ def go_on_sparingly() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    copy = os.fork()
+    try:
+        copy = os.fork()
+    except OSError:  # no more processes, or no memory for one
+        return
     if copy:
         code = _end_of(copy)
         if code != AGAIN:

@@ -22,6 +22,9 @@ import os, sys, time
 from pathlib import Path
 import rulequant.cli.inputs as inputs
 from rulequant.cli import sparingly
+def no_more():
+    raise BlockingIOError("no more processes")
+{before}
 def meanwhile():
     {meanwhile}
 go_on = inputs.go_on_sparingly
@@ -46,10 +49,10 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("rules.yaml").write_text("version: 1\nschemes:\n  it: {method: bnb_4bit}\nscheme: it\n")
 
 
-def start(*arguments: str, meanwhile: str = "pass") -> subprocess.Popen[str]:
-    """A command in a session of its own, which does something once it has forked, in each process that goes on."""
+def start(*arguments: str, before: str = "", meanwhile: str = "pass") -> subprocess.Popen[str]:
+    """A command in a session of its own, which does something before it forks, and in each process that goes on."""
     return subprocess.Popen(
-        [sys.executable, "-c", RUN.format(meanwhile=meanwhile), *arguments],
+        [sys.executable, "-c", RUN.format(before=before, meanwhile=meanwhile), *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -99,6 +102,15 @@ def test_what_may_be_for_lack_of_imports_is_done_again(what: str) -> None:
     assert out.count("BertModel") == 1
     assert err.splitlines()[-1] == "code 0, torch True, copy False"
     assert [copied for copied, _ in notes()] == ["True", "False"]
+
+
+def test_where_there_can_be_no_copy() -> None:
+    """The process does it itself."""
+    process = start("plan", "model", "rules.yaml", before="os.fork = no_more")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert out.count("BertModel") == 1
+    assert [copied for copied, _ in notes()] == ["False"]
 
 
 def test_what_fails_again_is_told_once() -> None:
