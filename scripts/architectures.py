@@ -21,8 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as tests/conftest.py
 warnings.simplefilter("ignore")
+
+from sums import settle_sums
+
+settle_sums()
 
 from zoo.classes import Architecture, architectures
 from zoo.forward import RUNS, first_run, known_runs

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
+from sums import settle_sums
+
 # Before any test module imports huggingface_hub, which reads it once: a test that reaches for the Hub fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,8 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # the process that starts those which run tests: they would have it from there.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(workers), 1)))
-# Else a matrix product depends on where its operands lie in memory, in its last bits, on some processors (AMD's).
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+settle_sums()
 
 
 def pytest_collection_finish() -> None:
