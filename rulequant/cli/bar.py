@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rulequant.cli.progress import SETTLING
 from rulequant.escaping import printable
 
 __all__ = ["Bar"]
@@ -46,6 +48,7 @@ class Bar:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._began = 0.0
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -61,8 +64,13 @@ class Bar:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task("", total=total_bytes)
+        self._began = time.monotonic()
 
     def advance(self, tensor: str, nbytes: int) -> None:
         """Move it."""
-        if self._task is not None:
-            self._progress.update(self._task, advance=nbytes, description=tensor)
+        if self._task is None:
+            return
+        self._progress.update(self._task, advance=nbytes, description=tensor)
+        if time.monotonic() - self._began < SETTLING:
+            (task,) = self._progress.tasks
+            self._progress.reset(self._task, completed=int(task.completed))

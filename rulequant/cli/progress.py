@@ -29,6 +29,8 @@ __all__ = [
 
 INTERVAL = 5.0
 """Seconds between two lines of a log."""
+SETTLING = 0.5
+"""Seconds at the start in which what was done before is counted; a rate is of what comes after."""
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"], Protocol):
@@ -73,7 +75,8 @@ class LogProgress(Silent):
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
         self._total = self._tensors = self._done = self._count = 0
-        self._began = self._last = clock()
+        self._began = self._since = self._last = clock()
+        self._before = 0
 
     def __enter__(self) -> LogProgress:
         return self
@@ -81,7 +84,7 @@ class LogProgress(Silent):
     def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:  # noqa: ARG002
         """Say how much there is to do."""
         self._total, self._tensors = total_bytes, tensors
-        self._began = self._last = self._clock()
+        self._begin()
         self._write(f"reading {tensors:,} tensors, {size(total_bytes)}")
 
     def advance(self, tensor: str, nbytes: int) -> None:
@@ -89,21 +92,29 @@ class LogProgress(Silent):
         self._done += nbytes
         self._count += 1
         now = self._clock()
+        if now - self._began < SETTLING:
+            self._since, self._before = now, self._done
         if now - self._last < INTERVAL:
             return
         self._last = now
-        self._write(self._line(tensor, now - self._began))
+        self._write(self._line(tensor, now))
 
-    def _line(self, tensor: str, seconds: float) -> str:
+    def _begin(self) -> None:
+        """Measure from here on."""
+        self._began = self._since = self._last = self._clock()
+        self._before = self._done
+
+    def _line(self, tensor: str, now: float) -> str:
         done = f"{self._count:,} of {self._tensors:,} tensors, "
-        return f"{self._share():4.0%}  {done}{self._rate(seconds)}, {printable(tensor)}"
+        return f"{self._share():4.0%}  {done}{self._rate(now)}, {printable(tensor)}"
 
     def _share(self) -> float:
         return self._done / self._total if self._total else 1.0
 
-    def _rate(self, seconds: float) -> str:
+    def _rate(self, now: float) -> str:
         """`1.5 GB, 300 MB/s, 42 s left`"""
-        rate = self._done / seconds if seconds > 0 else 0.0
+        seconds = now - self._since
+        rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
         left = f", {_duration((self._total - self._done) / rate)} left" if rate else ""
         return f"{size(self._done)}, {size(int(rate))}/s{left}"
 
@@ -124,11 +135,11 @@ class DownloadLog(LogProgress):
     def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:  # noqa: ARG002
         """Say how much there is to do."""
         self._total, self._tensors = total_bytes, tensors
-        self._began = self._last = self._clock()
+        self._begin()
         self._write(f"downloading {tensors:,} files, {size(total_bytes)}")
 
-    def _line(self, tensor: str, seconds: float) -> str:
-        return f"{self._share():4.0%}  {self._rate(seconds)}, {printable(tensor)}"
+    def _line(self, tensor: str, now: float) -> str:
+        return f"{self._share():4.0%}  {self._rate(now)}, {printable(tensor)}"
 
 
 class VerifyLog(DownloadLog):
@@ -137,7 +148,7 @@ class VerifyLog(DownloadLog):
     def start(self, total_bytes: int, tensors: int, unit: str = "tensor") -> None:
         """Say how much there is to do."""
         self._total, self._tensors, self._done = total_bytes, tensors, 0
-        self._began = self._last = self._clock()
+        self._begin()
         self._write(f"comparing {count(tensors, unit)}, {size(total_bytes)}")
 
 

@@ -6,6 +6,8 @@ import io
 import sys
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from rulequant.cli.progress import (
     INTERVAL,
@@ -58,6 +60,18 @@ def test_a_line_has_rate_and_time_left() -> None:
     clock.now = 10.0
     progress.advance("a\x1b.weight", 250_000_000)
     assert lines[-1] == " 25%  1 of 4 tensors, 250 MB, 25.0 MB/s, 30 s left, a\\x1b.weight"
+
+
+def test_what_was_done_before_makes_no_rate() -> None:
+    """It is done, and counts for the share; the rate is that of what comes after, and so is the time left."""
+    progress, lines, clock = _log()
+    progress.start(1_000_000_000, 4)
+    clock.now = 0.25
+    progress.advance("a", 250_000_000)
+    progress.advance("b", 250_000_000)
+    clock.now = 10.25
+    progress.advance("c", 250_000_000)
+    assert lines[-1] == " 75%  3 of 4 tensors, 750 MB, 25.0 MB/s, 10 s left, c"
 
 
 def test_a_download_counts_bytes() -> None:
@@ -168,6 +182,26 @@ def test_bar_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.advance("x" * 200, 50)
     assert "[red]" in stream.getvalue() or stream.getvalue()
     assert "\x1b[2Kweight" not in stream.getvalue()
+
+
+def test_a_bar_makes_no_rate_of_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a log."""
+    from rulequant.cli import bar as bar_module
+
+    now = [0.0]
+    monkeypatch.setattr(bar_module.time, "monotonic", lambda: now[0])
+    bar = bar_module.Bar(color=False)
+    bar._progress = Progress(get_time=lambda: now[0], console=Console(file=io.StringIO()))
+    bar.start(1000, 4)
+    for name in "ab":
+        now[0] += 0.1
+        bar.advance(name, 300)
+    (task,) = bar._progress.tasks
+    assert (task.completed, task.speed) == (600, None)
+    for name in "cd":
+        now[0] += 10
+        bar.advance(name, 100)
+    assert (task.completed, task.speed) == (800, pytest.approx(10))
 
 
 def test_silent_says_nothing() -> None:
