@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there
 CONFIG = '{"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 32, "num_hidden_layers": 1, '
 CONFIG += '"num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}'
 RUN = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which who started the tests may have had ignored
 from pathlib import Path
 import rulequant.cli.inputs as inputs
 from rulequant.cli import sparingly
