@@ -120,7 +120,7 @@ class ShardFile:
         self._file.discard()
 
     def _needs_finish(self, state: _Open) -> bool:
-        """Whether slices were encoded that do not know of each other; one alone is mostly finished at once."""
+        """Whether slices were encoded that do not know of the rest; one that is all of a weight knows, unless begun."""
         return state.step.slicing is not None and (state.units > 1 or state.begun) and not state.finishing
 
     def _left_of(self, results: Mapping[int, Result]) -> Iterator[tuple[int, Unit]]:

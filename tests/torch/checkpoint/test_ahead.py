@@ -294,7 +294,7 @@ main()
 
 
 def apply_ahead(source: Path, rules: dict[str, Any], output: Path, *options: str) -> tuple[int, str]:
-    """apply, in a process of its own, which encodes ahead whatever the size; its exit code and what it says."""
+    """apply, in a process of its own, which begins a file ahead whatever the size; its exit code and what it says."""
     path = output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(rules))
     result = subprocess.run(
